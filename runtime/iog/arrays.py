@@ -1,0 +1,12 @@
+"""Names for the arrays that pass between modules. Images and maps are [y, x], points (x, y)."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+PointArray: TypeAlias = npt.NDArray[np.int32]  # (n, 2) network pixels (x, y)

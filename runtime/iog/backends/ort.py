@@ -1,0 +1,108 @@
+"""ONNX Runtime, on the CPU or a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from iog.arrays import Array
+from iog.backends.base import Graph
+from iog.bundle import GraphInfo, TensorInfo
+from iog.errors import BackendError, BackendUnavailable, OutOfMemory
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DTYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+}
+
+OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "bad_alloc")  # it has no exception of its own
+
+
+class OrtBackend:
+    """Opens graphs as ONNX Runtime sessions."""
+
+    name = "ort"
+
+    def __init__(self, device: str = "cpu", threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise BackendUnavailable(
+                "ONNX Runtime is not installed; install iog-runtime[cpu], or iog-runtime[gpu] for CUDA"
+            ) from e
+        if device not in PROVIDERS:
+            raise BackendUnavailable(f"unknown device {device!r}; expected one of: {', '.join(PROVIDERS)}")
+        available = onnxruntime.get_available_providers()
+        if PROVIDERS[device] not in available:
+            raise BackendUnavailable(
+                f"ONNX Runtime has no {PROVIDERS[device]} here (it has {', '.join(available)}); "
+                "install iog-runtime[gpu] in place of [cpu], or use device cpu"
+            )
+        self._ort = onnxruntime
+        self._providers = [PROVIDERS[device]]
+        self._threads = threads
+
+    def open(self, name: str, model: bytes, info: GraphInfo) -> Graph:
+        """Build a session; raises BackendError if it fails or its inputs and outputs are not the declared ones."""
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # graphs take turns on the cores: one that spins after its run slows the next one down
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = self._ort.InferenceSession(model, options, providers=self._providers)
+        except Exception as e:  # onnxruntime's exceptions have no common base
+            raise BackendError(f"graph {name!r} cannot be opened by ONNX Runtime: {e}") from e
+        if (
+            self._providers[0] not in session.get_providers()
+        ):  # where it fails to start, the session silently uses the CPU
+            raise BackendUnavailable(
+                f"ONNX Runtime has {self._providers[0]}, but it does not start: check the driver, or use device cpu"
+            )
+        for declared, found in ((info.inputs, session.get_inputs()), (info.outputs, session.get_outputs())):
+            _check(name, declared, found)
+        return OrtGraph(name, session, info)
+
+
+class OrtGraph:
+    """An ONNX Runtime session."""
+
+    def __init__(self, name: str, session: Any, info: GraphInfo) -> None:
+        self.info = info
+        self._name = name
+        self._session = session
+        self._outputs = [t.name for t in info.outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs, in the declared order."""
+        session = self._session
+        if session is None:
+            raise BackendError(f"graph {self._name!r} is closed; open the bundle again")
+        try:
+            outputs: list[Array] = session.run(self._outputs, dict(inputs))
+        except Exception as e:
+            failed = OutOfMemory if any(sign in str(e) for sign in OUT_OF_MEMORY) else BackendError
+            raise failed(f"graph {self._name!r} failed: {e}") from e
+        return outputs
+
+    def close(self) -> None:
+        """Drop the session; requests that are running finish first."""
+        self._session = None
+
+
+def _check(graph: str, declared: tuple[TensorInfo, ...], found: list[Any]) -> None:
+    def text(name: str, dtype: str, shape: Any) -> str:
+        return f"{name}: {dtype} [{', '.join(str(d) if isinstance(d, int) else '?' for d in shape)}]"
+
+    want = {text(t.name, t.dtype, t.shape) for t in declared}
+    have = {text(t.name, DTYPES.get(t.type, t.type), t.shape) for t in found}
+    if want != have:
+        raise BackendError(
+            f"graph {graph!r} is not what the manifest declares: it has {sorted(have - want)}, "
+            f"the manifest says {sorted(want - have)}"
+        )

@@ -1,0 +1,153 @@
+"""From the image to the network's square frame and back.
+
+Section 3.1 of the paper: the box is "relaxed by several pixels before cropping".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from iog.arrays import FloatArray, PointArray, UInt8Array
+from iog.errors import InvalidPrompt
+from iog.prompt import Box, Size
+
+# Of a crop, which takes 7 bytes for each. With the default model's margin, a box around a whole image of 64 megapixels
+# has fewer unless the image is 24 times as wide as high.
+MAX_PIXELS = 1 << 29
+
+
+@dataclass(frozen=True, slots=True)
+class CropSpec:
+    """How a model wants its crops.
+
+    size: side of the network's frame, in pixels.
+    relax_pixels, relax_fraction: the box grows on every side by this many image pixels plus this share of its longer
+        side. The published networks use 30 pixels; a share makes the crop independent of the image's resolution.
+    interpolation: "bilinear" as published, or "area", which averages where the crop is shrunk: large photographs do not
+        alias.
+    corner_offset: network pixels by which the corner points lie outside the box (published: 10, for tight boxes).
+    """
+
+    size: int = 512
+    relax_pixels: float = 30.0
+    relax_fraction: float = 0.0
+    interpolation: Literal["bilinear", "area"] = "bilinear"
+    corner_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """The part of an image that the network sees: pixels x0..x1, y0..y1, inclusive; it may reach outside the image."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    size: int
+
+    @classmethod
+    def around(cls, box: Box, spec: CropSpec) -> Crop:
+        """The crop of a box.
+
+        Raises InvalidPrompt for a box so long and thin that a margin of its longer side would fill the memory.
+        """
+        x0, y0, x1, y1 = box.pixels
+        margin = round(spec.relax_pixels + spec.relax_fraction * (max(x1 - x0, y1 - y0) + 1))
+        crop = cls(x0 - margin, y0 - margin, x1 + margin, y1 + margin, spec.size)
+        if crop.width * crop.height > MAX_PIXELS:
+            raise InvalidPrompt(
+                "box",
+                f"{box} needs a crop of {crop.width}x{crop.height} pixels; at most {MAX_PIXELS:,} are cut out: "
+                "draw a smaller box",
+            )
+        return crop
+
+    @property
+    def width(self) -> int:
+        """In image pixels."""
+        return self.x1 - self.x0 + 1
+
+    @property
+    def height(self) -> int:
+        """In image pixels."""
+        return self.y1 - self.y0 + 1
+
+    def visible(self, size: Size) -> tuple[int, int, int, int]:
+        """The crop's part within an image of this size, (x0, y0, x1, y1), half-open."""
+        return max(self.x0, 0), max(self.y0, 0), min(self.x1 + 1, size.width), min(self.y1 + 1, size.height)
+
+    def extract(self, pixels: UInt8Array, interpolation: Literal["bilinear", "area"] = "bilinear") -> UInt8Array:
+        """(H, W) or (H, W, C) image -> (size, size[, C]); outside the image lies 0."""
+        size = Size(pixels.shape[0], pixels.shape[1])
+        x0, y0, x1, y1 = self.visible(size)
+        part: Any = pixels[y0:y1, x0:x1]
+        if (x1 - x0, y1 - y0) != (self.width, self.height):
+            top, left = y0 - self.y0, x0 - self.x0
+            bottom, right = self.y1 + 1 - y1, self.x1 + 1 - x1
+            part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
+        if interpolation == "area":
+            # NB: shrink first. Where one axis is enlarged, OpenCV's INTER_AREA averages neither and shifts the image.
+            smaller = min(self.width, self.size), min(self.height, self.size)
+            part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.resize(part, (self.size, self.size), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+    def to_network(self, points: ArrayLike) -> PointArray:
+        """(n, 2) image points (x, y) -> (n, 2) the network pixels nearest to the centres of the pixels they lie in."""
+        pixels = np.floor(np.asarray(points, np.float64).reshape(-1, 2))
+        scale = self._scale()
+        return np.floor((pixels - (self.x0, self.y0) + 0.5) * scale).astype(np.int32)
+
+    def corners(self, box: Box, offset: int) -> PointArray:
+        """(4, 2) network points at the box's corners: top left, bottom left, top right, bottom right.
+
+        They are the outermost network pixels whose centres lie in the box, moved `offset` network pixels outwards.
+        """
+        x0, y0, x1, y1 = box.pixels
+        scale = self._scale()
+        low = np.ceil((np.array((x0, y0)) - (self.x0, self.y0)) * scale - 0.5) - offset
+        high = np.floor((np.array((x1 + 1, y1 + 1)) - (self.x0, self.y0)) * scale - 0.5) + offset
+        (left, top), (right, bottom) = low, high
+        return np.array([(left, top), (left, bottom), (right, top), (right, bottom)]).astype(np.int32)
+
+    def scores(self, logits: FloatArray, size: Size) -> FloatArray:
+        """(g, g) logits -> (h, w) probabilities of the crop's visible part, as in the authors' evaluation.
+
+        Logits to the network's frame with align_corners=True, sigmoid, bilinear to the crop's size. Threshold these and
+        nothing earlier: masks thresholded before resizing are jagged.
+        """
+        matrix = resize_matrix(logits.shape[0], self.size)
+        frame: FloatArray = matrix @ (logits * np.float32(0.5)) @ matrix.T  # (size, size)
+        np.tanh(frame, out=frame)  # sigmoid(x) is 1/2 + tanh(x / 2) / 2, which cannot overflow; in place it is faster
+        frame *= 0.5
+        frame += 0.5
+        return self.from_network(frame, size)
+
+    def from_network(self, frame: FloatArray, size: Size) -> FloatArray:
+        """(size, size) values in the network's frame -> (h, w) bilinear values of the crop's visible part."""
+        whole: Any = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        x0, y0, x1, y1 = self.visible(size)
+        visible: FloatArray = whole[y0 - self.y0 : y1 - self.y0, x0 - self.x0 : x1 - self.x0]
+        return visible
+
+    def _scale(self) -> NDArray[np.float64]:
+        return np.array((self.size / self.width, self.size / self.height))
+
+
+@lru_cache(maxsize=64)
+def resize_matrix(source: int, target: int) -> FloatArray:
+    """(target, source): bilinear interpolation along one axis, align_corners=True like all of the networks' resizes."""
+    position = np.arange(target) * ((source - 1) / max(target - 1, 1))
+    low = np.minimum(position.astype(np.int64), max(source - 2, 0))
+    fraction = position - low
+    matrix = np.zeros((target, source), np.float64)
+    matrix[np.arange(target), low] = 1 - fraction
+    matrix[np.arange(target), np.minimum(low + 1, source - 1)] += fraction
+    result: FloatArray = matrix.astype(np.float32)
+    result.flags.writeable = False  # shared by all callers
+    return result

@@ -1,0 +1,33 @@
+"""Until when a caller waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from iog.errors import DeadlineExceeded
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment of the monotonic clock, or none."""
+
+    at: float | None = None
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        """So many seconds from now; None, or more than a lock can wait (gRPC's "never"), for no deadline."""
+        return cls(None if seconds is None or seconds > threading.TIMEOUT_MAX else time.monotonic() + seconds)
+
+    def remaining(self) -> float | None:
+        """Seconds left, 0 at least; None for no deadline."""
+        return None if self.at is None else max(0.0, self.at - time.monotonic())
+
+    def check(self, doing: str) -> None:
+        """Raise DeadlineExceeded if it has passed."""
+        if self.at is not None and time.monotonic() >= self.at:
+            raise DeadlineExceeded(f"the deadline passed while {doing}; the request may be repeated")
+
+
+NO_DEADLINE = Deadline()

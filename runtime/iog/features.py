@@ -1,0 +1,143 @@
+"""What is remembered between requests: values under a byte budget, each computed once however many ask."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from iog.arrays import Array, FloatArray
+from iog.crop import Crop
+from iog.deadline import NO_DEADLINE, Deadline
+from iog.errors import DeadlineExceeded
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class FeatureKey(NamedTuple):
+    """All that encoder outputs depend on."""
+
+    bundle_digest: str
+    image_digest: str
+    crop: Crop
+    initial: bytes  # network points of the initial guidance
+
+
+class ClickState(NamedTuple):
+    """The click map and the clicks it stands for. Replaced as a whole, never changed."""
+
+    refinements: tuple[tuple[int, int, bool], ...]  # network x, y, positive; the initial points are always in
+    map: FloatArray  # (1, 64, g, g): the click branch's response minus its response to no clicks
+
+
+@dataclass
+class Features:
+    """Encoder outputs of one object, its click map without refinements, and the last click map that was made for it."""
+
+    tensors: Mapping[str, Array]
+    initial: ClickState
+    latest: ClickState
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors and of both click maps."""
+        return sum(t.nbytes for t in self.tensors.values()) + 2 * self.initial.map.nbytes
+
+
+class LRU(Generic[K, V]):
+    """Least recently used values under a byte budget; thread-safe.
+
+    One computation per key is in flight: later callers wait for it. Only one entry that is larger than the whole budget
+    exceeds it, alone, until the next one comes.
+    """
+
+    def __init__(self, budget: int, size_of: Callable[[V], int]) -> None:
+        if budget < 0:
+            raise ValueError(f"cache budget of {budget} bytes; expected 0 or more")
+        self.budget = budget
+        self.nbytes = 0
+        self._size_of = size_of
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._in_flight: dict[K, Future[V]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
+
+    def get(self, key: K) -> V | None:
+        """The value, which becomes the most recently used one."""
+        with self._lock:
+            return self._get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Keep a value, evicting the least recently used ones."""
+        with self._lock:
+            self._put(key, value)
+
+    def get_or_compute(
+        self, key: K, compute: Callable[[], V], deadline: Deadline = NO_DEADLINE
+    ) -> tuple[V, Literal["hit", "miss", "joined"]]:
+        """The value, computed by this call ("miss") unless it is held ("hit") or being computed ("joined").
+
+        Raises DeadlineExceeded if the deadline passes while waiting for another call's computation. If that call fails
+        only because *its* deadline passed, or is interrupted, this one computes.
+        """
+        while True:
+            with self._lock:
+                value = self._get(key)
+                if value is not None:
+                    return value, "hit"
+                other = self._in_flight.get(key)
+                if other is None:
+                    self._in_flight[key] = Future()
+                    break
+            try:
+                failure = other.exception(deadline.remaining())
+            except TimeoutError as e:
+                raise DeadlineExceeded("the deadline passed while another request computed the same value") from e
+            except CancelledError:
+                continue
+            if failure is not None:
+                try:
+                    raise failure
+                finally:
+                    del failure, other  # by way of this frame the failure would keep itself and all callers alive
+            return other.result(), "joined"
+        try:
+            value = compute()
+            self.put(key, value)
+        except BaseException as e:
+            if isinstance(e, Exception) and not isinstance(e, DeadlineExceeded):
+                self._finished(key).set_exception(e)
+            else:
+                self._finished(key).cancel()  # this call was given up, which says nothing about the value
+            raise
+        self._finished(key).set_result(value)
+        return value, "miss"
+
+    def _finished(self, key: K) -> Future[V]:
+        with self._lock:
+            return self._in_flight.pop(key)
+
+    def _get(self, key: K) -> V | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def _put(self, key: K, value: V) -> None:
+        size = self._size_of(value)
+        previous = self._entries.pop(key, None)
+        self._entries[key] = (value, size)
+        self.nbytes += size - (previous[1] if previous else 0)
+        while self.nbytes > self.budget and len(self._entries) > 1:
+            _, (_, evicted) = self._entries.popitem(last=False)
+            self.nbytes -= evicted

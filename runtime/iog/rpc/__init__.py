@@ -1,0 +1,1 @@
+"""The gRPC side: `iog.rpc.server` serves predictors, `iog.client` calls them."""

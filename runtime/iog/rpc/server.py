@@ -1,0 +1,208 @@
+"""A gRPC server's life: bind, announce, serve, drain. No state outside of the object, so that tests start many."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from iog.image import DEFAULT_LIMITS, ImageLimits
+from iog.predictor import Predictor
+from iog.rpc.servicer import Gate, SegmentationServicer
+from iog.v1 import segmentation_pb2 as pb
+from iog.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
+
+logger = logging.getLogger("iog.rpc")
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
+
+# Beyond those that work: threads that turn requests away, answer health checks and reflection.
+_SPARE_THREADS = 16
+_MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How to serve.
+
+    host: the address to listen on; anyone who reaches it may use the server. port: 0 for any free one.
+    limits: of images; give the predictors the same.
+    max_segments, max_uploads: in progress at a time; more are refused as Overloaded. Uploads count apart, so that
+        clients on slow lines do not keep others from clicking.
+    retry_after_s: what those refused are told.
+    upload_timeout_s: an upload that takes longer is cancelled: one that stalls must not keep its place for ever.
+    max_connection_age_s: connections are renewed after this time, so that replicas added later get their share; None
+        for never.
+    grace_s: on shutdown, requests in progress have this time to finish.
+    tls_certificate, tls_key: PEM files; both or none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    limits: ImageLimits = field(default=DEFAULT_LIMITS)
+    max_segments: int = 64
+    max_uploads: int = 16
+    retry_after_s: float = 1.0
+    upload_timeout_s: float = 300.0
+    reflection: bool = True
+    max_connection_age_s: float | None = 1800.0
+    grace_s: float = 10.0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; set both or none")
+        if self.max_segments < 1 or self.max_uploads < 1:
+            raise ValueError(
+                f"{self.max_segments} segments and {self.max_uploads} uploads at a time; expected 1 or more"
+            )
+
+
+class Server:
+    """Serves predictors by the names of their bundles. The predictors stay the caller's, to close after `stop`."""
+
+    def __init__(self, predictors: Sequence[Predictor], config: ServerConfig | None = None) -> None:
+        """Prepare to serve; the first predictor is the default.
+
+        Raises ValueError if names collide or the predictors do not share one image cache.
+        """
+        self.config = config = config or ServerConfig()
+        named = {predictor.bundle.manifest.name: predictor for predictor in predictors}
+        if not predictors or len(named) < len(predictors):
+            raise ValueError(
+                f"{len(predictors)} predictors named {sorted(named)}; expected one or more, of distinct names"
+            )
+        images = predictors[0].images
+        if any(predictor.images is not images for predictor in predictors):
+            raise ValueError("predictors with image caches of their own; pass one `images` to all of them")
+        threads = config.max_segments + config.max_uploads + _SPARE_THREADS
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="iog-rpc")
+        self._server = grpc.server(self._threads, options=_options(config), maximum_concurrent_rpcs=threads)
+        self._health = health.HealthServicer()
+        self._names = list(named)
+        self._port: int | None = None
+        servicer = SegmentationServicer(
+            named,
+            images,
+            config.limits,
+            segments=Gate("segmentations", config.max_segments, config.retry_after_s),
+            uploads=Gate("uploads", config.max_uploads, config.retry_after_s),
+            upload_timeout_s=config.upload_timeout_s,
+        )
+        add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        if config.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    @property
+    def port(self) -> int:
+        """That the server listens on, once started."""
+        if self._port is None:
+            raise RuntimeError("the server was not started")
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """host:port, once started."""
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"{host}:{self.port}"
+
+    def start(self) -> None:
+        """Listen. Raises OSError if the address is taken or is not this machine's."""
+        host, port = self.config.host, self.config.port
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        credentials = _credentials(self.config)
+        try:
+            if credentials is None:
+                self._port = self._server.add_insecure_port(target)
+            else:
+                self._port = self._server.add_secure_port(target, credentials)
+        except RuntimeError as e:
+            unusable = "" if credentials is None else ", or certificate and key are no PEM files that belong together"
+            raise OSError(
+                errno.EADDRINUSE,
+                f"cannot listen on {target}: another server has this port, or the host is not here{unusable}",
+            ) from e
+        self._server.start()
+        logger.info("serving %s on %s", ", ".join(self._names), self.address)
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Take no more requests, let those in progress finish, and return when no thread works any more.
+
+        grace_s: the time they have (None: the config's). Then they are cancelled; a running inference still ends first.
+        """
+        self._health.enter_graceful_shutdown()
+        self._server.stop(self.config.grace_s if grace_s is None else grace_s).wait()
+        self._threads.shutdown()
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -> None:
+    """Serve until SIGINT or SIGTERM, then drain. To be called from the main thread, which alone gets signals.
+
+    Raises OSError if the address is taken.
+    """
+    asked_to_stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        asked_to_stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server = Server(predictors, config)
+        server.start()
+        asked_to_stop.wait()
+        try:
+            for number, handler in before.items():  # a second signal does what it did before: it ends the process
+                signal.signal(number, handler)
+            logger.info("draining for up to %g s", server.config.grace_s)
+            server.stop()
+        except KeyboardInterrupt:
+            server.stop(0)  # what still runs would keep the process alive
+            raise
+        logger.info("stopped")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _options(config: ServerConfig) -> list[tuple[str, Any]]:
+    age = config.max_connection_age_s
+    return [
+        ("grpc.so_reuseport", 0),  # otherwise a second server on the same port starts, and gets half of the requests
+        ("grpc.max_receive_message_length", config.limits.max_bytes + _MESSAGE_OVERHEAD),
+        ("grpc.max_send_message_length", -1),  # masks are bounded by the images
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # what clients behind NATs may ask of us
+        ("grpc.keepalive_permit_without_calls", 1),
+        *([] if age is None else [("grpc.max_connection_age_ms", int(age * 1000))]),
+        ("grpc.max_connection_age_grace_ms", 60_000),  # an upload that stalls ends here at the latest
+    ]
+
+
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
+    if config.tls_key is None or config.tls_certificate is None:
+        return None
+    return grpc.ssl_server_credentials([(config.tls_key.read_bytes(), config.tls_certificate.read_bytes())])

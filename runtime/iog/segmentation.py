@@ -1,0 +1,71 @@
+"""What comes back from a click, the same from a Predictor and from a Client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from iog.arrays import BoolArray, FloatArray
+from iog.crop import Crop
+from iog.mask import Bounds, full_frame
+from iog.prompt import Size
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """What was remembered from earlier requests.
+
+    image: the decoded image was held.
+    features: "hit", "miss" (the encoder ran for this request), "joined" (it was running for another one), or "none" for
+        models that cannot be split.
+    windows: click windows computed; 1 when a click was added to the clicks seen last.
+    """
+
+    image: bool
+    features: Literal["hit", "miss", "joined", "none"]
+    windows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A mask and how it came about.
+
+    region: (h, w) bool, the mask within `bounds`; (0, 0) if empty.
+    bounds: of the mask, tight.
+    image_size: of the image, upright.
+    crop: the part of the image that the network saw.
+    threshold: pixels with scores above it belong to the mask.
+    logits: (g, g) float32, the network's output over the crop, on request.
+    timings: seconds by stage, in the order they ran.
+    """
+
+    region: BoolArray
+    bounds: Bounds
+    image_size: Size
+    crop: Crop
+    threshold: float
+    model: str
+    bundle_digest: str
+    image_digest: str
+    cache: CacheStatus
+    timings: Mapping[str, float] = field(default_factory=dict)
+    logits: FloatArray | None = None
+
+    @cached_property
+    def mask(self) -> BoolArray:
+        """(H, W) bool in the image's frame."""
+        return full_frame(self.region, self.bounds, self.image_size)
+
+    @property
+    def area(self) -> int:
+        """Pixels in the mask."""
+        return int(np.count_nonzero(self.region))
+
+    @cached_property
+    def scores(self) -> FloatArray | None:
+        """Probabilities of the crop's visible part (`crop.visible(image_size)`), if logits were asked for."""
+        return None if self.logits is None else self.crop.scores(self.logits, self.image_size)
