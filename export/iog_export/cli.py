@@ -1,0 +1,223 @@
+"""`iog export`: a checkpoint in, a proved bundle out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from iog.bundle import NAME, CropInfo
+from iog.crop import CropSpec
+from iog.guidance import GuidanceSpec
+from iog.image import Image
+from rich.console import Console
+from rich.status import Status
+
+from .checkpoint import CheckpointError, load_checkpoint, read_metadata
+from .export import ExportPlan, export_bundle
+from .networks import IOG, NetworkSpec
+from .networks.resnet import ARCHITECTURES
+from .verify import PHOTOGRAPHS
+
+EPILOG = """\b
+Examples:
+  iog export --network iog-refine --backbone resnet101 --checkpoint IOG_PASCAL_SBD_REFINEMENT.pth --out pascal
+  iog export --checkpoint runs/mine/final.pt --precision fp16 --out mine
+  iog export --backbone resnet50 --random-weights 7 --size 256 --out /tmp/benchmark
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--network",
+    type=click.Choice(["iog-refine", "iog"]),
+    help="With or without the refinement branch. Without it clicks reuse nothing. [default: iog-refine, "
+    "or what `iog train` noted in the checkpoint]",
+)
+@click.option("--backbone", type=click.Choice(list(ARCHITECTURES)), help="[default: resnet101, or the checkpoint's]")
+@click.option("--width", type=click.IntRange(min=2), help="Decoder channels. [default: 256, or the checkpoint's]")
+@click.option("--checkpoint", type=click.Path(path_type=Path, dir_okay=False), help="The weights: a torch file.")
+@click.option("--random-weights", type=int, metavar="SEED", help="Random weights instead: for benchmarks and tests.")
+@click.option(
+    "--size",
+    type=click.IntRange(64, 2048),
+    help="Side of the input, in steps of 32. [default: 512, or the checkpoint's]",
+)
+@click.option(
+    "--corner-offset",
+    type=click.IntRange(0, 100),
+    help="Network pixels by which the corner points lie outside the box: 10 for models of the authors, trained with "
+    "tight boxes; 0 for boxes as people draw them. [default: 10, or the checkpoint's]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 stores weights and features in half the space; engines without half arithmetic compute in fp32.",
+)
+@click.option("--name", help="Under which the model is served. [default: the name of the output directory]")
+@click.option("--description", default="", help="One line for `iog models`.")
+@click.option("--card", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A model card to include.")
+@click.option(
+    "--photograph",
+    "photographs",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="Prove on this image, may be repeated. [default: three that come with iog-runtime]",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the new bundle.")
+@click.option("--force", is_flag=True, help="Replace the bundle that is there.")
+def export(
+    network: str | None,
+    backbone: str | None,
+    width: int | None,
+    checkpoint: Path | None,
+    random_weights: int | None,
+    size: int | None,
+    corner_offset: int | None,
+    precision: Any,
+    name: str | None,
+    description: str,
+    card: Path | None,
+    photographs: tuple[Path, ...],
+    out: Path,
+    force: bool,
+) -> None:
+    """Split a PyTorch checkpoint into encoder, click and head graphs, prove them, and write a bundle.
+
+    The bundle is run as it will be deployed, on photographs and click sequences, and compared with the torch network.
+    Nothing is written unless both agree within the tolerance that the manifest records.
+    """
+    if (checkpoint is None) == (random_weights is None):
+        raise click.UsageError("give either --checkpoint FILE or --random-weights SEED")
+    if size is not None and size % 32:
+        raise click.BadParameter(
+            f"{size} is no multiple of 32; next ones: {size // 32 * 32}, {-(-size // 32) * 32}", param_hint="--size"
+        )
+    if out.exists() and not force:
+        raise click.BadParameter(f"{out} exists; choose another directory or pass --force", param_hint="--out")
+    name = name or out.resolve().name.lower()
+    if not re.fullmatch(NAME, name):
+        raise click.BadParameter(
+            f"{name!r}; expected up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first", param_hint="--name"
+        )
+    if width is not None and width % 2:
+        raise click.BadParameter(f"{width} is odd; bottlenecks halve it", param_hint="--width")
+    noted = read_metadata(checkpoint) if checkpoint else {}
+    try:
+        spec = NetworkSpec(
+            **{
+                "backbone": "resnet101",
+                "refine": True,
+                **noted.get("spec", {}),
+                **_given(backbone=backbone, width=width, refine=None if network is None else network == "iog-refine"),
+            }
+        )
+        crop = CropSpec(
+            **{
+                "size": 512,
+                "corner_offset": 10,
+                **noted.get("crop", {}),
+                **_given(size=size, corner_offset=corner_offset),
+            }
+        )
+        CropInfo(**asdict(crop))
+        guidance = GuidanceSpec(crop.size, crop.size * _relative_fwhm(noted))
+        threshold = noted.get("threshold", 0.5)
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold {threshold}; expected a number between 0 and 1")
+    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+        if not noted:
+            raise
+        problem = " ".join(str(e).split())
+        raise CheckpointError(
+            f"checkpoint {checkpoint} has settings of its own, which are not usable: {problem}"
+        ) from e
+    console = Console(stderr=True, highlight=False)
+    with console.status("loading weights") as status:
+        net = IOG(spec)
+        if checkpoint:
+            info = load_checkpoint(checkpoint, net)
+            source, sha256 = info.file, info.sha256
+        else:
+            assert random_weights is not None
+            randomize(net, random_weights)
+            source, sha256 = f"random weights, seed {random_weights}", None
+        plan = ExportPlan(
+            name=name,
+            crop=crop,
+            guidance=guidance,
+            precision=precision,
+            threshold=threshold,
+            checkpoint=source,
+            checkpoint_sha256=sha256,
+            description=description,
+            card=card.read_text(encoding="utf-8") if card else None,
+        )
+        manifest = export_bundle(
+            net,
+            plan,
+            out,
+            photographs or sorted(PHOTOGRAPHS.glob("*.jpg")),
+            replace=force,
+            progress=lambda step: _show(console, status, step),
+        )
+    proof = manifest.proof
+    megabytes = sum(f.stat().st_size for f in out.iterdir()) / 1e6
+    macs = ", ".join(f"{n} {g.macs / 1e9:.2f}" for n, g in manifest.graphs.items())
+    console.print(
+        f"[green]wrote[/] {out}: {manifest.kind} bundle {manifest.name!r}, {megabytes:.1f} MB, GMAC: {macs}\n"
+        f"proved on {len(proof.cases)} prompts: logits within {proof.max_logit_error:.1e} of their standard deviation "
+        f"(tolerance {proof.logit_tolerance:g}), {proof.mask_disagreement:.1e} of mask pixels differ at most"
+    )
+
+
+def randomize(network: IOG, seed: int) -> None:
+    """Fill a network with random weights whose activations have the spread of a trained network's.
+
+    Batch norms take the statistics of a photograph: with those of initialization, deep residual networks overflow.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            fan = parameter[0].numel()
+            parameter.data.normal_(0, (2 / fan) ** 0.5, generator=generator)
+    for name, module in network.named_modules():
+        if name.endswith(
+            "bn3"
+        ):  # residual branches that add little, as trained ones: otherwise depth amplifies rounding
+            torch.nn.init.constant_(module.weight, 0.3)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative: the statistics of what follows
+    image = Image.read(min(PHOTOGRAPHS.glob("*.jpg"))).pixels[:256, :256]
+    inputs = torch.zeros(2, 5, 256, 256)
+    inputs[:, :3] = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    inputs[1] = inputs[1].flip(2)
+    inputs[:, 3, 120:136, 120:136] = inputs[:, 4, 30:46, 30:46] = 200
+    with torch.no_grad():
+        network.train()(inputs)
+    for norm in norms:
+        norm.momentum = 0.1
+    network.eval()
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _relative_fwhm(noted: dict[str, Any]) -> float:
+    """Width of a click's heat as a share of the frame: published, 10 of 512."""
+    guidance = noted.get("guidance")
+    return guidance["fwhm"] / guidance["size"] if guidance else 10 / 512
+
+
+def _show(console: Console, status: Status, step: str) -> None:
+    if not console.is_terminal:
+        console.print(step)
+    status.update(step)
