@@ -1,0 +1,153 @@
+"""From objects to training batches: augmented, prompted as an annotator would, cropped as the runtime crops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from iog.arrays import UInt8Array
+from iog.crop import Crop, CropSpec
+from iog.guidance import GuidanceSpec, heatmap
+from iog.prompt import Box
+from torch.utils.data import IterableDataset
+
+from . import augment
+from .annotator import inside_point, loosened, tight_box
+from .data import Target
+
+# Collections differ in how much their masks teach: salient objects with exact masks most, regions of bsds least.
+WEIGHTS = {"ecssd": 2.5, "coco": 1.2, "coco-person": 1.0, "penn-fudan": 0.6, "balloon": 0.6, "bsds": 0.35}
+MIN_TARGET = 24  # pixels of a target in the network's frame
+INSIDE_RADIUS = 30 / 512  # of the network's side: table 7 of the paper
+
+
+class Sample(NamedTuple):
+    """One object in the network's frame, of side S.
+
+    inputs: (5, S, S) uint8: red, green, blue, foreground heat, background heat; target, known: (S, S) uint8, 0 or 1.
+    """
+
+    inputs: UInt8Array
+    target: UInt8Array
+    known: UInt8Array
+
+
+class Batch(NamedTuple):
+    """`Sample`s, stacked: (B, 5, S, S) uint8, (B, 1, S, S) uint8 and (B, 1, S, S) uint8."""
+
+    inputs: torch.Tensor
+    target: torch.Tensor
+    known: torch.Tensor
+
+
+class Stage(NamedTuple):
+    """What the network sees at one time of training: crops of this side, so many at once."""
+
+    size: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the trained model crops and draws, at its deployed size; `at` scales both to another side of the frame."""
+
+    crop: CropSpec
+    guidance: GuidanceSpec
+
+    def at(self, size: int) -> Geometry:
+        """The same model in a frame of this side."""
+        crop = CropSpec(
+            size, self.crop.relax_pixels, self.crop.relax_fraction, self.crop.interpolation, self.crop.corner_offset
+        )
+        return Geometry(crop, GuidanceSpec(size, self.guidance.fwhm * size / self.guidance.size))
+
+
+class Batches(IterableDataset[Batch]):
+    """Endless batches of the current stage: an index in shared memory, which the training loop sets."""
+
+    def __init__(
+        self, targets: Sequence[Target], geometry: Geometry, stages: Sequence[Stage], current: torch.Tensor, seed: int
+    ) -> None:
+        super().__init__()
+        self._targets = targets
+        self._geometries = [geometry.at(stage.size) for stage in stages]
+        self._stages = stages
+        self._current = current
+        self._seed = seed
+        weights = np.array([_weight(target) for target in targets])
+        self._cumulative = np.cumsum(weights / weights.sum())
+
+    def __iter__(self) -> Iterator[Batch]:
+        cv2.setNumThreads(0)  # the cores belong to the network
+        rng = np.random.default_rng(self._seed)
+        while True:
+            stage, geometry = self._stages[int(self._current)], self._geometries[int(self._current)]
+            samples = [self._sample(geometry, rng) for _ in range(stage.batch)]
+            inputs, target, known = (torch.from_numpy(np.stack(parts)) for parts in zip(*samples, strict=True))
+            yield Batch(inputs, target[:, None], known[:, None])
+
+    def _draw(self, rng: np.random.Generator) -> Target:
+        return self._targets[int(np.searchsorted(self._cumulative, rng.random()))]
+
+    def _sample(self, geometry: Geometry, rng: np.random.Generator) -> Sample:
+        while True:
+            size = geometry.crop.size
+            scene = augment.scene(self._draw(rng), size, rng)
+            if not scene.target.any():
+                continue
+            if rng.random() < 0.15:
+                scene = augment.transplanted(scene, augment.scene(self._draw(rng), size, rng))
+            if rng.random() < 0.25:
+                other = augment.scene(self._draw(rng), size, rng)
+                if other.target.any():
+                    scene = augment.occluded(scene, other, rng)
+            if (sample := prompted(scene, geometry, rng)) is not None:
+                return sample
+
+
+def prompted(scene: augment.Scene, geometry: Geometry, rng: np.random.Generator) -> Sample | None:
+    """Box and click an object as people do, then crop and draw as the runtime does; None if too little is visible."""
+    if not scene.target.any():
+        return None
+    looseness = rng.uniform(-0.02, 0.20, 4) if rng.random() < 0.5 else rng.uniform(-0.02, 0.08, 4)
+    box = loosened(tight_box(scene.target), tuple(looseness), scene.size)
+    limit = scene.photograph
+    if limit.x0 < box.x1 and limit.y0 < box.y1 and box.x0 < limit.x1 and box.y0 < limit.y1:  # as the runtime clips
+        box = Box(max(box.x0, limit.x0), max(box.y0, limit.y0), min(box.x1, limit.x1), min(box.y1, limit.y1))
+    crop = Crop.around(box, geometry.crop)
+    interpolation = geometry.crop.interpolation
+    layers = np.dstack([scene.target, scene.known, scene.inside]).astype(np.uint8) * 255
+    layers = crop.extract(layers, interpolation)
+    target, known, inside = layers[:, :, 0] >= 128, layers[:, :, 1] >= 250, layers[:, :, 2] >= 128
+    (left, top), _, _, (right, bottom) = corners = crop.corners(box, geometry.crop.corner_offset)
+    boxed = np.zeros_like(target)
+    boxed[top : bottom + 1, left : right + 1] = target[top : bottom + 1, left : right + 1]
+    if boxed.sum() < MIN_TARGET:
+        return None
+    if rng.random() < 0.5:
+        point = inside_point(boxed, rng, share=1.0, radius=INSIDE_RADIUS * geometry.crop.size)
+    else:
+        point = inside_point(boxed, rng, share=0.3)
+    pixels = augment.recoloured(crop.extract(scene.pixels, interpolation), inside, rng)
+    heat = [
+        heatmap(np.array([(point.x, point.y)], np.int32), geometry.guidance),
+        heatmap(corners, geometry.guidance),
+    ]
+    inputs = np.concatenate([pixels.transpose(2, 0, 1), np.stack(heat)])
+    return Sample(inputs, target.astype(np.uint8), known.astype(np.uint8))
+
+
+def _weight(target: Target) -> float:
+    """How often to draw an object: thin and hollow objects, the hard ones, more often; tiny ones less."""
+    weight = WEIGHTS.get(target.photograph.collection, 1.0)
+    if target.fill < 0.35:
+        weight *= 1.8
+    elif target.fill < 0.55:
+        weight *= 1.4
+    if target.area < 48 * 48:
+        weight *= 0.5
+    return weight
