@@ -1,0 +1,203 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from iog import mask
+from iog.crop import Crop
+from iog.errors import InvalidPrompt, UnsupportedPrompt
+from iog.mask import Bounds, MaskEncoding
+from iog.prompt import COORDINATE_LIMIT, MAX_CLICKS, Box, Click, Point, Prompt, Size
+from iog.rpc import convert
+from iog.rpc.catalog import Limits
+from iog.segmentation import CacheStatus, Segmentation
+from iog.v1 import segmentation_pb2 as pb
+
+coordinates = st.floats(-COORDINATE_LIMIT, COORDINATE_LIMIT)
+points = st.builds(Point, coordinates, coordinates)
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> Prompt:
+    box = Box.from_corners(draw(points), draw(points))
+    inside = Point(draw(st.floats(box.x0, box.x1)), draw(st.floats(box.y0, box.y1)))
+    clicks = draw(st.lists(st.builds(Click, coordinates, coordinates, st.booleans()), max_size=5))
+    return Prompt(box, inside, tuple(clicks))
+
+
+@st.composite
+def segmentations(draw: st.DrawFn) -> Segmentation:
+    size = Size(draw(st.integers(1, 40)), draw(st.integers(1, 40)))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    scores = rng.random((size.height, size.width), np.float32) ** draw(st.sampled_from([0.3, 1, 3, 100]))
+    region, bounds = mask.threshold(scores, 0.5, 0, 0)
+    grid = draw(st.integers(1, 8))
+    ints = st.integers(-(2**21), 2**21)
+    return Segmentation(
+        region=region,
+        bounds=bounds,
+        image_size=size,
+        crop=Crop(draw(ints), draw(ints), draw(ints), draw(ints), draw(st.integers(1, 2048))),
+        threshold=draw(st.floats(0.01, 0.99)),
+        model=draw(st.text(max_size=8)),
+        bundle_digest="b" * 64,
+        image_digest="1" * 64,
+        cache=CacheStatus(draw(st.booleans()), draw(st.sampled_from(["hit", "miss", "joined", "none"])), 3),
+        timings=draw(st.dictionaries(st.text(min_size=1, max_size=5), st.floats(0, 100), max_size=4)),
+        logits=draw(st.sampled_from([None, rng.normal(size=(grid, grid)).astype(np.float32)])),
+    )
+
+
+def over_the_wire(message: pb.SegmentRequest) -> pb.SegmentRequest:
+    return type(message).FromString(message.SerializeToString())
+
+
+@given(prompts())
+def test_a_prompt_arrives_unchanged(prompt: Prompt) -> None:
+    request = over_the_wire(convert.request_of("0" * 64, prompt))
+    assert convert.prompt_from(request, "m") == prompt
+
+
+@given(segmentations(), st.sampled_from(MaskEncoding))
+def test_a_segmentation_arrives_unchanged_in_every_encoding(result: Segmentation, encoding: MaskEncoding) -> None:
+    response = convert.response_of(result, encoding)
+    assert response.WhichOneof("mask") == {"png": "png", "coco_rle": "coco_rle", "polygons": "polygons"}[encoding.value]
+    received = convert.segmentation_from(over_the_wire(response))
+    for name in vars(result).keys() - {"region", "logits", "mask", "scores"}:
+        assert getattr(received, name) == getattr(result, name), name
+    np.testing.assert_array_equal(received.mask, result.mask)
+    assert received.region.shape == result.region.shape
+    assert list(received.timings) == list(result.timings)
+    if result.logits is None:
+        assert received.logits is None
+        assert received.scores is None
+    else:
+        np.testing.assert_array_equal(received.logits, result.logits)
+        assert received.logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("encoding", MaskEncoding)
+def test_an_empty_mask_keeps_its_encoding(encoding: MaskEncoding) -> None:
+    result = Segmentation(
+        region=np.zeros((0, 0), np.bool_),
+        bounds=Bounds(0, 0, 0, 0),
+        image_size=Size(5, 7),
+        crop=Crop(0, 0, 4, 4, 32),
+        threshold=0.5,
+        model="m",
+        bundle_digest="",
+        image_digest="",
+        cache=CacheStatus(False, "none", 0),
+    )
+    response = over_the_wire(convert.response_of(result, encoding))
+    assert response.WhichOneof("mask") == encoding.value
+    assert response.area == 0
+    received = convert.segmentation_from(response)
+    assert received.region.shape == (0, 0)
+    assert not received.mask.any()
+
+
+def test_polygons_go_in_image_coordinates_and_mark_holes() -> None:
+    region = np.ones((5, 5), np.bool_)
+    region[2, 2] = False
+    result = Segmentation(
+        region,
+        Bounds(10, 20, 15, 25),
+        Size(40, 40),
+        Crop(0, 0, 39, 39, 32),
+        0.5,
+        "m",
+        "",
+        "",
+        CacheStatus(True, "hit", 1),
+    )
+    rings = convert.response_of(result, MaskEncoding.POLYGONS).polygons.rings
+    assert [ring.hole for ring in rings] == [False, True]
+    assert sorted(zip(rings[0].coordinates[::2], rings[0].coordinates[1::2], strict=True)) == [
+        (10, 20),
+        (10, 24),
+        (14, 20),
+        (14, 24),
+    ]
+
+
+def request(**fields: object) -> pb.SegmentRequest:
+    box = pb.Box(a=pb.Point(x=10, y=10), b=pb.Point(x=50, y=40))
+    return pb.SegmentRequest(**{"inside_outside": pb.InsideOutside(box=box, inside=pb.Point(x=20, y=20)), **fields})
+
+
+def test_corners_come_in_any_order() -> None:
+    box = pb.Box(a=pb.Point(x=50, y=10), b=pb.Point(x=10, y=40))
+    asked = request(inside_outside=pb.InsideOutside(box=box, inside=pb.Point(x=20, y=20)))
+    assert convert.prompt_from(asked, "m").box == Box(10, 10, 50, 40)
+
+
+def test_what_is_left_out_is_not_taken_for_zero() -> None:
+    point, corner = pb.Point(x=20, y=20), pb.Point(x=50, y=40)
+    cases = {
+        "prompt": pb.SegmentRequest(),
+        "box": request(inside_outside=pb.InsideOutside(box=pb.Box(b=corner), inside=point)),
+        "inside": request(inside_outside=pb.InsideOutside(box=pb.Box(a=point, b=corner))),
+        "clicks[0]": request(clicks=[pb.Click(kind=pb.CLICK_KIND_FOREGROUND)]),
+        "clicks[0].kind": request(clicks=[pb.Click(point=point)]),
+    }
+    for field, asked in cases.items():
+        with pytest.raises(InvalidPrompt) as caught:
+            convert.prompt_from(asked, "m")
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e300, 2.0**21])
+def test_numbers_that_are_no_pixels_are_refused_with_their_path(bad: float) -> None:
+    good, foreground = pb.Point(x=20, y=20), pb.CLICK_KIND_FOREGROUND
+    wrong = pb.Point(x=20, y=bad)
+    box = pb.Box(a=good, b=pb.Point(x=50, y=40))
+    cases = {
+        "box": request(inside_outside=pb.InsideOutside(box=pb.Box(a=wrong, b=good), inside=good)),
+        "inside": request(inside_outside=pb.InsideOutside(box=box, inside=wrong)),
+        "clicks[1]": request(
+            clicks=[pb.Click(point=good, kind=foreground), pb.Click(point=wrong, kind=foreground)],
+        ),
+    }
+    for field, asked in cases.items():
+        with pytest.raises(InvalidPrompt, match="no pixel position") as caught:
+            convert.prompt_from(asked, "m")
+        assert caught.value.field == field
+        assert str(caught.value).count(":") == 1  # the path once, not the inner one too
+
+
+def test_prompts_of_other_models_are_refused_naming_what_is_taken() -> None:
+    for field, asked in {
+        "extreme_points": pb.SegmentRequest(extreme_points=pb.ExtremePoints()),
+        "box_only": pb.SegmentRequest(box_only=pb.BoxOnly()),
+    }.items():
+        with pytest.raises(UnsupportedPrompt, match=r"'m'.*takes inside_outside") as caught:
+            convert.prompt_from(asked, "m")
+        assert caught.value.field == field
+
+
+def test_too_many_clicks_are_counted_not_read() -> None:
+    asked = request(clicks=[pb.Click()] * (MAX_CLICKS + 1))
+    with pytest.raises(InvalidPrompt, match=f"{MAX_CLICKS + 1} clicks"):
+        convert.prompt_from(asked, "m")
+
+
+def test_encodings_of_the_wire() -> None:
+    assert convert.encoding_from(pb.SegmentRequest()) is MaskEncoding.PNG
+    assert convert.encoding_from(pb.SegmentRequest(mask_encoding=pb.MASK_ENCODING_POLYGONS)) is MaskEncoding.POLYGONS
+    with pytest.raises(InvalidPrompt, match="99"):
+        convert.encoding_from(pb.SegmentRequest(mask_encoding=99))
+
+
+def test_values_that_a_newer_server_may_send_do_not_break_an_older_client() -> None:
+    model = convert.model_from(pb.Model(name="new", kind=77, prompts=[pb.PROMPT_KIND_BOX_ONLY, 88]))
+    assert (model.kind, model.prompts) == ("single", ("box-only",))
+    response = pb.SegmentResponse(cache=pb.CacheStatus(features=55))
+    assert convert.segmentation_from(response).cache.features == "none"
+
+
+def test_limits_arrive_unchanged() -> None:
+    limits = Limits(2**40, 10**9, 200)
+    assert convert.limits_from(convert.limits_of(limits)) == limits

@@ -1,0 +1,652 @@
+import hashlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2 as details
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
+from iog.arrays import Array
+from iog.backends.base import Graph
+from iog.backends.fake import FakeBackend
+from iog.bundle import GraphInfo
+from iog.errors import BackendError
+from iog.image import ImageLimits
+from iog.predictor import Predictor
+from iog.rpc.server import SERVICE, Server, ServerConfig
+from iog.rpc.servicer import Gate, SegmentationServicer
+from iog.v1 import segmentation_pb2 as pb
+from iog.v1.segmentation_pb2_grpc import SegmentationServiceStub
+
+TIMEOUT = 30  # seconds after which a test is broken; nothing here takes one
+
+
+class GatedBackend(FakeBackend):
+    """Its graphs run once `opened` is set; `entered` is set when one waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.opened = threading.Event(), threading.Event()
+
+    def open(self, name: str, model: bytes, info: GraphInfo) -> Graph:
+        return GatedGraph(super().open(name, model, info), self)
+
+
+class GatedGraph:
+    def __init__(self, graph: Graph, backend: GatedBackend) -> None:
+        self._graph, self._backend = graph, backend
+
+    @property
+    def info(self) -> GraphInfo:
+        return self._graph.info
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        self._backend.entered.set()
+        assert self._backend.opened.wait(TIMEOUT)
+        return self._graph.run(inputs)
+
+    def close(self) -> None:
+        self._graph.close()
+
+
+class FailingBackend(FakeBackend):
+    """Raises at every run."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def count(self, name: str) -> None:
+        raise self._error
+
+
+Connect = Callable[[Server], grpc.Channel]
+StartServer = Callable[..., Server]
+MakeFile = Callable[..., bytes]
+MakePredictors = Callable[..., list[Predictor]]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    channels: list[grpc.Channel] = []
+
+    def open_channel(server: Server) -> grpc.Channel:
+        channels.append(grpc.insecure_channel(server.address, [("grpc.max_send_message_length", -1)]))
+        return channels[-1]
+
+    yield open_channel
+    for channel in channels:
+        channel.close()
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def stub(server: Server, connect: Connect) -> SegmentationServiceStub:
+    return SegmentationServiceStub(connect(server))
+
+
+def upload(
+    stub: SegmentationServiceStub, data: bytes, *, digest: str = "", total: int = 0, chunk: int = 1000
+) -> pb.UploadImageResponse:
+    parts = [pb.UploadImageRequest(header=pb.UploadHeader(digest=digest, total_bytes=total))]
+    parts += [pb.UploadImageRequest(chunk=data[i : i + chunk]) for i in range(0, len(data), chunk)]
+    return stub.UploadImage(iter(parts), timeout=TIMEOUT)
+
+
+def upload_once_there_is_room(stub: SegmentationServiceStub, data: bytes) -> None:
+    """The only place for uploads is free once the server's thread has noticed that its client is gone."""
+    while True:
+        try:
+            assert upload(stub, data).digest == sha256(data)
+            return
+        except grpc.RpcError as e:
+            assert e.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017
+
+
+def call_forever(stub: SegmentationServiceStub) -> None:
+    while True:
+        stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def click(x: float, y: float, positive: bool = True) -> pb.Click:
+    kind = pb.CLICK_KIND_FOREGROUND if positive else pb.CLICK_KIND_BACKGROUND
+    return pb.Click(point=pb.Point(x=x, y=y), kind=kind)
+
+
+def request(**fields: object) -> pb.SegmentRequest:
+    box = pb.Box(a=pb.Point(x=30, y=20), b=pb.Point(x=110, y=90))
+    prompt = pb.InsideOutside(box=box, inside=pb.Point(x=70, y=50))
+    return pb.SegmentRequest(**{"inside_outside": prompt, **fields})
+
+
+def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[type, object]]:
+    """Code, reason and details of an error that a call must meet."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    status = rpc_status.from_call(caught.value)
+    assert status is not None, caught.value
+    found: dict[type, object] = {}
+    for packed in status.details:
+        for kind in (details.ErrorInfo, details.BadRequest, details.ResourceInfo, details.RetryInfo):
+            message = kind()
+            if packed.Unpack(message):
+                found[kind] = message
+    return caught.value.code(), found[details.ErrorInfo].reason, found
+
+
+def health_of(channel: grpc.Channel, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT).status
+
+
+# --- the normal course
+
+
+def test_upload_then_segment_by_digest(stub: SegmentationServiceStub, file: bytes) -> None:
+    uploaded = upload(stub, file, digest=sha256(file), total=len(file))
+    assert (uploaded.digest, uploaded.size.height, uploaded.size.width) == (sha256(file), 120, 160)
+    assert not uploaded.already_held
+
+    first = stub.Segment(request(digest=uploaded.digest), timeout=TIMEOUT)
+    assert first.model == "small-split"
+    assert first.image_digest == uploaded.digest
+    assert first.png.startswith(b"\x89PNG")
+    assert 0 < first.area <= (first.bounds.x1 - first.bounds.x0) * (first.bounds.y1 - first.bounds.y0)
+    assert (first.cache.image_hit, first.cache.features) == (True, pb.FEATURE_STATUS_MISS)
+    assert {timing.name for timing in first.timings} >= {"encoder", "head", "mask"}
+    assert not first.HasField("score_map")
+
+    second = stub.Segment(request(digest=uploaded.digest, clicks=[click(35, 30)]), timeout=TIMEOUT)
+    assert (second.cache.features, second.cache.click_windows) == (pb.FEATURE_STATUS_HIT, 1)
+    assert second.area > first.area
+
+
+def test_images_may_come_with_each_request_and_are_decoded_once(stub: SegmentationServiceStub, file: bytes) -> None:
+    hits = [stub.Segment(request(encoded_image=file), timeout=TIMEOUT).cache.image_hit for _ in range(2)]
+    assert hits == [False, True]
+    assert upload(stub, file).already_held
+
+
+def test_an_image_that_is_held_is_not_read_again(stub: SegmentationServiceStub, file: bytes) -> None:
+    upload(stub, file)
+    again = stub.UploadImage(
+        iter([pb.UploadImageRequest(header=pb.UploadHeader(digest=sha256(file)))]), timeout=TIMEOUT
+    )
+    assert again.already_held
+    assert (again.size.height, again.size.width) == (120, 160)
+
+
+def test_models_share_images_and_are_asked_for_by_name(stub: SegmentationServiceStub, file: bytes) -> None:
+    listed = stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT)
+    assert [(m.name, m.kind, m.is_default) for m in listed.models] == [
+        ("small-split", pb.MODEL_KIND_SPLIT, True),
+        ("small-single", pb.MODEL_KIND_SINGLE, False),
+    ]
+    assert list(listed.models[0].prompts) == [pb.PROMPT_KIND_INSIDE_OUTSIDE]
+    assert listed.limits.max_image_bytes == ImageLimits().max_bytes
+    digest = upload(stub, file).digest
+    for model in listed.models:
+        response = stub.Segment(request(digest=digest, model=model.name), timeout=TIMEOUT)
+        assert (response.model, response.bundle_digest) == (model.name, model.bundle_digest)
+
+
+def test_the_score_map_comes_on_request(stub: SegmentationServiceStub, file: bytes) -> None:
+    response = stub.Segment(request(encoded_image=file, want_score_map=True), timeout=TIMEOUT)
+    grid = response.score_map.grid_size
+    logits = np.frombuffer(response.score_map.logits, "<f4")
+    assert logits.shape == (grid * grid,)
+    assert np.isfinite(logits).all()
+
+
+def test_concurrent_first_clicks_encode_once(start_server: StartServer, connect: Connect, file: bytes) -> None:
+    backend = GatedBackend()
+    stub = SegmentationServiceStub(connect(start_server(backend)))
+    calls = [stub.Segment.future(request(encoded_image=file), timeout=TIMEOUT) for _ in range(8)]
+    assert backend.entered.wait(TIMEOUT)
+    backend.opened.set()
+    statuses = [call.result().cache.features for call in calls]
+    assert statuses.count(pb.FEATURE_STATUS_MISS) == 1
+    assert backend.runs["encoder"] == 1
+
+
+# --- refusals
+
+
+def test_an_image_that_is_not_held_is_named(stub: SegmentationServiceStub) -> None:
+    code, reason, found = refused(lambda: stub.Segment(request(digest="f" * 64), timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_HELD")
+    assert found[details.ResourceInfo].resource_name == "f" * 64
+
+
+def test_an_unknown_model_is_answered_with_those_there_are(stub: SegmentationServiceStub, file: bytes) -> None:
+    call = request(encoded_image=file, model="nosuch")
+    code, reason, found = refused(lambda: stub.Segment(call, timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_UNKNOWN")
+    assert found[details.ErrorInfo].metadata["known"] == "small-split,small-single"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"clicks": [click(float("nan"), 5)]}, "clicks[0]"),
+        ({"clicks": [click(40, 40), click(1e300, 5)]}, "clicks[1]"),
+        ({"clicks": [click(40, 40), click(500, 40)]}, "clicks[1]"),
+        ({"clicks": [click(40, 40)] * 1000}, "clicks"),
+        ({"clicks": [pb.Click(point=pb.Point(x=5, y=5))]}, "clicks[0].kind"),
+        ({"inside_outside": pb.InsideOutside()}, "inside_outside.box"),
+        ({"inside_outside": None}, "prompt"),
+        ({"mask_encoding": 42}, "mask_encoding"),
+    ],
+)
+def test_a_bad_value_is_named_by_its_path(
+    stub: SegmentationServiceStub, file: bytes, fields: dict[str, object], field: str
+) -> None:
+    code, reason, found = refused(lambda: stub.Segment(request(encoded_image=file, **fields), timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_INVALID")
+    assert [violation.field for violation in found[details.BadRequest].field_violations] == [field]
+
+
+def test_a_box_outside_the_image_is_refused(stub: SegmentationServiceStub, file: bytes) -> None:
+    box = pb.Box(a=pb.Point(x=900, y=900), b=pb.Point(x=990, y=990))
+    prompt = pb.InsideOutside(box=box, inside=pb.Point(x=950, y=950))
+    call = request(encoded_image=file, inside_outside=prompt)
+    _, reason, found = refused(lambda: stub.Segment(call, timeout=TIMEOUT))
+    assert reason == "PROMPT_INVALID"
+    assert "160x120" in found[details.BadRequest].field_violations[0].description
+
+
+def test_prompts_of_other_models_are_unsupported(stub: SegmentationServiceStub, file: bytes) -> None:
+    call = pb.SegmentRequest(encoded_image=file, box_only=pb.BoxOnly())
+    code, reason, found = refused(lambda: stub.Segment(call, timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_UNSUPPORTED")
+    assert "inside_outside" in found[details.BadRequest].field_violations[0].description
+
+
+def test_a_request_without_image_is_refused(stub: SegmentationServiceStub) -> None:
+    assert refused(lambda: stub.Segment(request(), timeout=TIMEOUT))[1] == "IMAGE_INVALID"
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "header"])
+def test_bytes_that_are_no_image_are_refused(stub: SegmentationServiceStub, data: bytes) -> None:
+    assert refused(lambda: upload(stub, data))[1] == "IMAGE_INVALID"
+    assert refused(lambda: stub.Segment(request(encoded_image=data), timeout=TIMEOUT))[1] == "IMAGE_INVALID"
+
+
+def test_failed_uploads_change_nothing(stub: SegmentationServiceStub, file: bytes, make_file: MakeFile) -> None:
+    other = make_file(seed=1)
+    half = file[: len(file) // 2]
+    assert refused(lambda: upload(stub, file, digest=sha256(other)))[1] == "DIGEST_MISMATCH"
+    assert refused(lambda: upload(stub, half, total=len(file)))[1] == "IMAGE_INVALID"
+    assert refused(lambda: upload(stub, half))[1] == "IMAGE_INVALID"
+    assert refused(lambda: stub.UploadImage(iter([]), timeout=TIMEOUT))[1] == "IMAGE_INVALID"
+    chunk_first = iter([pb.UploadImageRequest(chunk=file)])
+    assert refused(lambda: stub.UploadImage(chunk_first, timeout=TIMEOUT))[1] == "IMAGE_INVALID"
+    for digest in map(sha256, (file, other, half)):
+        assert (
+            refused(lambda digest=digest: stub.Segment(request(digest=digest), timeout=TIMEOUT))[1] == "IMAGE_NOT_HELD"
+        )
+
+
+def test_images_over_the_limits_are_refused_before_they_are_read(
+    start_server: StartServer, connect: Connect, make_file: MakeFile
+) -> None:
+    limits = ImageLimits(max_bytes=100_000, max_pixels=10_000)
+    stub = SegmentationServiceStub(connect(start_server(limits=limits)))
+    sent = 0
+
+    def endless() -> Iterator[pb.UploadImageRequest]:
+        nonlocal sent
+        yield pb.UploadImageRequest(header=pb.UploadHeader())
+        while sent < 2**30:
+            sent += 65536
+            yield pb.UploadImageRequest(chunk=bytes(65536))
+
+    assert refused(lambda: stub.UploadImage(endless(), timeout=TIMEOUT))[1] == "IMAGE_TOO_LARGE"
+    assert sent < 2**28
+    assert refused(lambda: upload(stub, b"", total=2**40))[1] == "IMAGE_TOO_LARGE"
+    assert refused(lambda: upload(stub, make_file(120, 160)))[1] == "IMAGE_TOO_LARGE"  # 19,200 pixels
+    with pytest.raises(grpc.RpcError) as caught:  # refused by gRPC itself, from the frame's length
+        stub.Segment(request(encoded_image=bytes(2**21)), timeout=TIMEOUT)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_too_many_at_a_time_are_told_when_to_come_back(
+    start_server: StartServer, connect: Connect, file: bytes, make_file: MakeFile
+) -> None:
+    backend = GatedBackend()
+    stub = SegmentationServiceStub(connect(start_server(backend, max_segments=1, retry_after_s=2.5)))
+    working = stub.Segment.future(request(encoded_image=file), timeout=TIMEOUT)
+    assert backend.entered.wait(TIMEOUT)
+    code, reason, found = refused(lambda: stub.Segment(request(encoded_image=file), timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert found[details.RetryInfo].retry_delay.ToTimedelta().total_seconds() == 2.5
+    assert upload(stub, make_file(seed=2)).digest  # uploads are counted apart
+    backend.opened.set()
+    assert working.result().area > 0
+    assert stub.Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0  # there is room again
+
+
+def test_a_request_that_waits_past_its_deadline_is_not_computed(
+    start_server: StartServer, connect: Connect, file: bytes, make_file: MakeFile
+) -> None:
+    backend = GatedBackend()
+    server = start_server(backend)
+    stub = SegmentationServiceStub(connect(server))
+    working = stub.Segment.future(request(encoded_image=file), timeout=TIMEOUT)
+    assert backend.entered.wait(TIMEOUT)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Segment(request(encoded_image=make_file(seed=3)), timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    backend.opened.set()
+    working.result()
+    server.stop()  # after which all threads have ended
+    assert backend.runs["encoder"] == 1
+
+
+class LateContext:
+    """Of a call that got its thread after its deadline."""
+
+    status: grpc.Status | None = None
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    def is_active(self) -> bool:
+        return True
+
+    def abort_with_status(self, status: grpc.Status) -> None:
+        self.status = status
+        raise RuntimeError("aborted")
+
+
+def test_a_deadline_that_has_passed_already_computes_nothing(make_predictors: MakePredictors, file: bytes) -> None:
+    backend = FakeBackend()
+    predictors = {predictor.bundle.manifest.name: predictor for predictor in make_predictors(backend)}
+    images = predictors["small-split"].images
+    gates = {"segments": Gate("segmentations", 1, 1.0), "uploads": Gate("uploads", 1, 1.0)}
+    servicer = SegmentationServicer(predictors, images, ImageLimits(), **gates, upload_timeout_s=TIMEOUT)
+    for call in (
+        lambda context: servicer.Segment(request(encoded_image=file), context),
+        lambda context: servicer.UploadImage(iter([pb.UploadImageRequest(header=pb.UploadHeader())]), context),
+    ):
+        context = LateContext()
+        with pytest.raises(RuntimeError, match="aborted"):
+            call(context)
+        assert context.status is not None
+        assert context.status.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not backend.runs
+    assert len(images) == 0
+
+
+def test_calls_without_deadline_are_served(stub: SegmentationServiceStub, file: bytes) -> None:
+    assert stub.Segment(request(encoded_image=file)).area > 0
+
+
+# --- defects
+
+
+def test_a_defect_is_told_by_incident_and_its_traceback_stays_in_the_log(
+    start_server: StartServer, connect: Connect, file: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = SegmentationServiceStub(connect(start_server(FailingBackend(ZeroDivisionError("secret path")))))
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Segment(request(encoded_image=file), timeout=TIMEOUT)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in caught.value.details()
+    incident = re.search(r"incident (\w+)", caught.value.details())
+    assert incident
+    assert incident[1] in caplog.text
+    assert "ZeroDivisionError: secret path" in caplog.text
+
+
+def test_an_engine_failure_is_told_as_such_and_logged(
+    start_server: StartServer, connect: Connect, file: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = SegmentationServiceStub(connect(start_server(FailingBackend(BackendError("kernel died")))))
+    code, reason, _ = refused(lambda: stub.Segment(request(encoded_image=file), timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.INTERNAL, "BACKEND_FAILED")
+    assert "kernel died" in caplog.text
+
+
+def test_a_client_killed_in_mid_upload_leaves_the_server_alive(
+    start_server: StartServer, connect: Connect, file: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_server(max_uploads=1)
+    script = """
+import itertools, sys
+import grpc
+from iog.v1 import segmentation_pb2 as pb
+from iog.v1.segmentation_pb2_grpc import SegmentationServiceStub
+
+def parts():
+    yield pb.UploadImageRequest(header=pb.UploadHeader())
+    for i in itertools.count():
+        yield pb.UploadImageRequest(chunk=bytes(1000))
+        if i == 10:
+            print("sending", flush=True)
+            sys.stdin.read()
+
+SegmentationServiceStub(grpc.insecure_channel(sys.argv[1])).UploadImage(parts())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, server.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as client:
+        assert client.stdout
+        assert client.stdout.readline() == b"sending\n"
+        client.kill()
+    upload_once_there_is_room(SegmentationServiceStub(connect(server)), file)
+    assert "Traceback" not in caplog.text
+
+
+def test_an_upload_that_stalls_loses_its_place(start_server: StartServer, connect: Connect, file: bytes) -> None:
+    stub = SegmentationServiceStub(connect(start_server(max_uploads=1, upload_timeout_s=0.3)))
+    stalled = threading.Event()
+
+    def parts() -> Iterator[pb.UploadImageRequest]:
+        yield pb.UploadImageRequest(header=pb.UploadHeader())
+        stalled.wait(TIMEOUT)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.UploadImage(parts(), timeout=TIMEOUT)
+    stalled.set()
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    upload_once_there_is_room(stub, file)
+
+
+# --- the server's life
+
+
+def test_health_is_told_per_service(server: Server, connect: Connect) -> None:
+    channel = connect(server)
+    assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
+    assert health_of(channel, SERVICE) == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        health_of(channel, "nosuch")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_watchers_learn_of_the_shutdown(server: Server, connect: Connect) -> None:
+    watch = health_pb2_grpc.HealthStub(connect(server)).Watch(
+        health_pb2.HealthCheckRequest(service=SERVICE), timeout=TIMEOUT
+    )
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    stopping = threading.Thread(target=server.stop, args=(1,))
+    stopping.start()
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
+    stopping.join(TIMEOUT)
+    assert not stopping.is_alive()
+
+
+def test_reflection_lists_the_services_and_can_be_switched_off(start_server: StartServer, connect: Connect) -> None:
+    open_server, closed_server = start_server(), start_server(reflection=False)
+    services = ProtoReflectionDescriptorDatabase(connect(open_server)).get_services()
+    assert set(services) >= {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    with pytest.raises(grpc.RpcError) as caught:
+        ProtoReflectionDescriptorDatabase(connect(closed_server)).get_services()
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_client_without_stubs_learns_all_from_the_server(server: Server, tmp_path: Path, make_file: MakeFile) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(make_file())
+    example = Path(__file__).parents[3] / "examples" / "reflect.py"
+    command = [sys.executable, "-W", "error", example, server.address, path, *["30", "20", "110", "90", "70", "50"]]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert '"polygons"' in answer
+    assert '"model": "small-split"' in answer
+
+
+def test_a_taken_port_is_one_clear_error(server: Server, make_predictors: MakePredictors) -> None:
+    second = Server(make_predictors(), ServerConfig(port=server.port))
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+        second.start()
+
+
+def test_a_stopped_server_frees_its_port(start_server: StartServer, connect: Connect) -> None:
+    first = start_server()
+    first.stop()
+    assert health_of(connect(start_server(port=first.port)), "") == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_stopping_lets_requests_in_progress_finish_and_takes_no_more(
+    start_server: StartServer, connect: Connect, file: bytes
+) -> None:
+    backend = GatedBackend()
+    server = start_server(backend)
+    stub = SegmentationServiceStub(connect(server))
+    working = stub.Segment.future(request(encoded_image=file), timeout=TIMEOUT)
+    assert backend.entered.wait(TIMEOUT)
+    stopping = threading.Thread(target=server.stop, args=(TIMEOUT,))
+    stopping.start()
+    late = SegmentationServiceStub(connect(server))
+    with pytest.raises(grpc.RpcError) as caught:
+        call_forever(late)  # until the port is closed
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    backend.opened.set()
+    assert working.result().area > 0
+    stopping.join(TIMEOUT)
+    assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_drain_and_end_the_process(number: signal.Signals, split_bundle: Path) -> None:
+    script = """
+import logging, sys
+from iog.predictor import Predictor
+from iog.rpc.server import ServerConfig, serve
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+serve([Predictor.open(sys.argv[1], backend="fake")], ServerConfig(port=0))
+print("clean end")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script, split_bundle],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        ready = process.stderr.readline()
+        assert re.fullmatch(r"serving small-split on 127\.0\.0\.1:[1-9]\d*\n", ready)
+        os.kill(process.pid, number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "clean end\n")
+    assert "stopped" in err
+
+
+def test_a_second_ctrl_c_ends_a_server_that_drains(split_bundle: Path) -> None:
+    script = """
+import logging, sys
+import iog.rpc.servicer
+from iog.predictor import Predictor
+from iog.rpc.server import ServerConfig, serve
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+read = iog.rpc.servicer.read_header
+
+def read_header(*arguments):
+    logging.info("an upload has begun")
+    return read(*arguments)
+
+iog.rpc.servicer.read_header = read_header
+serve([Predictor.open(sys.argv[1], backend="fake")], ServerConfig(port=0, grace_s=600))
+"""
+    released = threading.Event()
+
+    def parts() -> Iterator[pb.UploadImageRequest]:
+        yield pb.UploadImageRequest(header=pb.UploadHeader())
+        released.wait(TIMEOUT)
+
+    with subprocess.Popen([sys.executable, "-c", script, split_bundle], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        address = process.stderr.readline().split()[-1]
+        with grpc.insecure_channel(address) as channel:
+            upload = SegmentationServiceStub(channel).UploadImage.future(parts())
+            assert "an upload has begun" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert "draining" in process.stderr.readline()
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            _, log = process.communicate(timeout=TIMEOUT)
+            released.set()
+            assert isinstance(upload.exception(), grpc.RpcError)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in log
+
+
+def test_tls_is_spoken_with_a_certificate(start_server: StartServer, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            *["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"],
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    server = start_server(tls_certificate=certificate, tls_key=key)
+    credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with grpc.secure_channel(server.address, credentials) as channel:
+        assert health_of(channel, SERVICE) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_predictors_that_cannot_be_served_together_are_refused(make_predictors: MakePredictors) -> None:
+    one, other = make_predictors(), make_predictors()
+    with pytest.raises(ValueError, match="distinct"):
+        Server([one[0], one[0]])
+    with pytest.raises(ValueError, match="expected one or more"):
+        Server([])
+    with pytest.raises(ValueError, match="image caches"):
+        Server([one[0], other[1]])
+
+
+@pytest.mark.parametrize("wrong", [{"tls_key": Path("k")}, {"max_segments": 0}], ids=str)
+def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"expected|together"):
+        ServerConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_ready_is_logged_with_the_address(start_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "iog.rpc")
+    server = start_server()
+    assert f"serving small-split, small-single on {server.address}" in caplog.text
+    with socket.create_connection(("127.0.0.1", server.port)):
+        pass

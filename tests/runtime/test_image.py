@@ -1,0 +1,200 @@
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from iog.errors import ImageTooLarge, InvalidImage
+from iog.image import FORMATS, Image, ImageLimits, digest_of
+from iog.prompt import Size
+
+RAMP = (np.indices((40, 60)).sum(0)[..., None] * (2, 1, 0) + (0, 50, 99)).astype(np.uint8)  # (40, 60, 3), smooth
+GRAY16 = (np.indices((40, 60)).sum(0) * 650).astype(np.uint16)
+ORIENTATION = 0x0112
+
+
+def encoded(pixels: object, kind: str = "PNG", mode: str | None = None, **options: object) -> bytes:
+    picture = PIL.Image.fromarray(np.asarray(pixels))
+    buffer = io.BytesIO()
+    (picture.convert(mode) if mode else picture).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_decodes(kind: str) -> None:
+    image = Image.decode(encoded(RAMP, kind))
+    assert image.pixels.shape == (40, 60, 3)
+    assert image.pixels.dtype == np.uint8
+    assert image.size == Size(40, 60)
+    tolerance = {"JPEG": 8, "WEBP": 8, "GIF": 4}.get(kind, 0)
+    assert np.abs(image.pixels.astype(int) - RAMP).max() <= tolerance
+
+
+def test_lossless_pixels_come_back_as_they_were() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (33, 44, 3), np.uint8)
+    np.testing.assert_array_equal(Image.decode(encoded(noise)).pixels, noise)
+    np.testing.assert_array_equal(Image.decode(Image.from_array(noise).to_png()).pixels, noise)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])
+def test_gray_palette_and_alpha_become_rgb(mode: str) -> None:
+    image = Image.decode(encoded(RAMP, mode=mode))
+    expected = PIL.Image.fromarray(RAMP).convert(mode).convert("RGB")
+    np.testing.assert_array_equal(image.pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(256))])
+def test_the_transparency_of_a_palette_is_dropped(transparency: object) -> None:
+    opaque = Image.decode(encoded(RAMP, mode="P"))
+    np.testing.assert_array_equal(
+        Image.decode(encoded(RAMP, mode="P", transparency=transparency)).pixels, opaque.pixels
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_gray_of_16_bits_keeps_its_range(kind: str) -> None:
+    pixels = Image.decode(encoded(GRAY16, kind)).pixels
+    np.testing.assert_array_equal(pixels, (GRAY16 // 257).astype(np.uint8)[..., None].repeat(3, axis=2))
+
+
+def test_rgb_of_16_bits_keeps_its_high_byte() -> None:
+    data = cv2.imencode(".png", RAMP[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+    np.testing.assert_array_equal(Image.decode(data).pixels, RAMP)
+
+
+def test_samples_without_a_known_range_are_refused() -> None:
+    with pytest.raises(InvalidImage, match="at most 16 bits"):
+        Image.decode(encoded(np.full((4, 4), 70000, np.int32), "TIFF"))
+    with pytest.raises(InvalidImage, match="floating-point"):
+        Image.decode(encoded(np.zeros((4, 4), np.float32), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_converted(kind: str) -> None:
+    image = Image.decode(encoded(RAMP, kind, mode="CMYK"))
+    assert np.abs(image.pixels.astype(int) - RAMP).max() <= 12
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    exif = PIL.Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.decode(encoded(RAMP, kind, exif=exif))
+    upright = RAMP if orientation in (1, 2, 3, 4) else RAMP.transpose(1, 0, 2)
+    if orientation in (2, 3, 7, 8):
+        upright = upright[:, ::-1] if orientation in (2, 3) else upright[::-1]
+    if orientation in (3, 4, 6, 7):
+        upright = upright[::-1] if orientation in (3, 4) else upright[:, ::-1]
+    assert np.abs(image.pixels.astype(int) - upright).max() <= (8 if kind in ("JPEG", "WEBP") else 0)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"%PDF-1.7", b"GIF89a", b"hello" * 1000])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidImage):
+        Image.decode(data)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_half_an_image_is_refused(kind: str) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8), kind)
+    with pytest.raises(InvalidImage):
+        Image.decode(data[: len(data) // 2])
+
+
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_damaged_bytes_decode_or_are_refused(garbage: bytes, at: int) -> None:
+    data = encoded(RAMP)
+    try:
+        image = Image.decode(data[:at] + garbage + data[at + len(garbage) :])
+    except InvalidImage:
+        return
+    assert image.pixels.ndim == 3
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 100_000, 2**31 - 1])
+def test_a_bomb_is_refused_by_its_header(side: int, recwarn: pytest.WarningsRecorder) -> None:
+    data = png_claiming(side, side)
+    assert len(data) < 200
+    with pytest.raises(ImageTooLarge, match=r"at most 64,000,000"):
+        Image.decode(data)
+
+
+def test_limits_count_bytes_and_pixels() -> None:
+    data = encoded(RAMP)
+    assert Image.decode(data, ImageLimits(len(data), RAMP.size // 3)).size == Size(40, 60)
+    with pytest.raises(ImageTooLarge, match=f"{len(data):,} bytes; at most {len(data) - 1:,}"):
+        Image.decode(data, ImageLimits(max_bytes=len(data) - 1))
+    with pytest.raises(ImageTooLarge, match="60x40 pixels; at most 2,399"):
+        Image.decode(data, ImageLimits(max_pixels=2399))
+
+
+def test_a_file_is_read_within_limits(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(RAMP))
+    np.testing.assert_array_equal(Image.read(path).pixels, RAMP)
+    np.testing.assert_array_equal(Image.of(str(path)).pixels, RAMP)
+    with pytest.raises(ImageTooLarge):
+        Image.read(path, ImageLimits(max_bytes=10))
+    with pytest.raises(InvalidImage, match=r"none\.png: No such file"):
+        Image.read(tmp_path / "none.png")
+    with pytest.raises(InvalidImage, match="directory"):
+        Image.read(tmp_path)
+
+
+def test_a_device_without_end_is_refused() -> None:
+    assert os.stat("/dev/zero").st_size == 0
+    with pytest.raises(ImageTooLarge):
+        Image.read("/dev/zero", ImageLimits(max_bytes=1000))
+
+
+def test_the_digest_is_that_of_the_encoded_bytes() -> None:
+    data = encoded(RAMP)
+    assert Image.decode(data).digest == digest_of(data)
+    assert Image.of(bytearray(data)).digest == digest_of(memoryview(data))  # type: ignore[arg-type]
+
+
+def test_arrays_are_told_apart_by_pixels_and_shape() -> None:
+    digests = {
+        Image.of(a).digest for a in (RAMP, RAMP[:, :59], RAMP.reshape(60, 40, 3), RAMP + np.uint8(1), RAMP[..., 0])
+    }
+    assert len(digests) == 5
+    assert Image.of(RAMP).digest == Image.of(np.asfortranarray(RAMP)).digest
+
+
+def test_a_gray_array_becomes_rgb() -> None:
+    np.testing.assert_array_equal(Image.of(RAMP[..., 0]).pixels, RAMP[..., :1].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [RAMP.astype(np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros(5, np.uint8), np.zeros((0, 5, 3), np.uint8)],
+    ids=["float", "rgba", "flat", "empty"],
+)
+def test_other_arrays_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(InvalidImage, match="array of"):
+        Image.of(array)
+
+
+def test_pixels_cannot_be_changed() -> None:
+    mine = RAMP.copy()
+    for image in (Image.decode(encoded(RAMP)), Image.decode(encoded(RAMP, mode="L")), Image.of(mine)):
+        with pytest.raises(ValueError, match="read-only"):
+            image.pixels[0, 0] = 1
+        assert Image.of(image) is image
+    mine[0, 0] = 1  # the caller's own array stays its own
