@@ -30,6 +30,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 # Beyond those that work: threads that turn requests away, answer health checks and reflection.
 _SPARE_THREADS = 16
 _MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +140,20 @@ class Server:
         self._server.start()
         logger.info("serving %s on %s", ", ".join(self._names), self.address)
 
-    def stop(self, grace_s: float | None = None) -> None:
+    def stop(self, grace_s: float | None = None, hurry: threading.Event | None = None) -> None:
         """Take no more requests, let those in progress finish, and return when no thread works any more.
 
-        grace_s: the time they have (None: the config's). Then they are cancelled; a running inference still ends first.
+        grace_s: the time they have (None: the config's); hurry: ends that time once set. Then they are cancelled; a
+        running inference still ends first.
         """
         self._health.enter_graceful_shutdown()
-        self._server.stop(self.config.grace_s if grace_s is None else grace_s).wait()
+        stopped = self._server.stop(self.config.grace_s if grace_s is None else grace_s)
+        if hurry is not None:
+            while not stopped.wait(_POLL_S):
+                if hurry.is_set():
+                    self._server.stop(0)
+                    break
+        stopped.wait()
         self._threads.shutdown()
 
     def __enter__(self) -> Server:
@@ -161,26 +169,23 @@ class Server:
 def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -> None:
     """Serve until SIGINT or SIGTERM, then drain. To be called from the main thread, which alone gets signals.
 
-    Raises OSError if the address is taken.
+    Raises OSError if the address is taken, KeyboardInterrupt if a second signal ended the drain.
     """
-    asked_to_stop = threading.Event()
+    asked_to_stop, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        asked_to_stop.set()
+        # NB: an exception raised here could strike inside gRPC and leave it half shut down, for ever.
+        (hurry if asked_to_stop.is_set() else asked_to_stop).set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server = Server(predictors, config)
         server.start()
         asked_to_stop.wait()
-        try:
-            for number, handler in before.items():  # a second signal does what it did before: it ends the process
-                signal.signal(number, handler)
-            logger.info("draining for up to %g s", server.config.grace_s)
-            server.stop()
-        except KeyboardInterrupt:
-            server.stop(0)  # what still runs would keep the process alive
-            raise
+        logger.info("draining for up to %g s; a second signal ends it", server.config.grace_s)
+        server.stop(hurry=hurry)
+        if hurry.is_set():
+            raise KeyboardInterrupt
         logger.info("stopped")
     finally:
         for number, handler in before.items():

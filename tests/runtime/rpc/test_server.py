@@ -573,7 +573,8 @@ print("clean end")
     assert "stopped" in err
 
 
-def test_a_second_ctrl_c_ends_a_server_that_drains(split_bundle: Path) -> None:
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN], ids=["default", "ignored"])
+def test_a_second_ctrl_c_ends_a_server_that_drains(split_bundle: Path, inherited: signal.Handlers) -> None:
     script = """
 import logging, sys
 import iog.rpc.servicer
@@ -595,7 +596,12 @@ serve([Predictor.open(sys.argv[1], backend="fake")], ServerConfig(port=0, grace_
         yield pb.UploadImageRequest(header=pb.UploadHeader())
         released.wait(TIMEOUT)
 
-    with subprocess.Popen([sys.executable, "-c", script, split_bundle], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, split_bundle],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, inherited),
+    ) as process:
         assert process.stderr
         address = process.stderr.readline().split()[-1]
         with grpc.insecure_channel(address) as channel:
