@@ -9,7 +9,7 @@ import numpy as np
 from iog.arrays import BoolArray, UInt8Array
 from iog.prompt import Click, Point, Prompt
 
-from .protocol import Segmenter, ellipse, filled_box
+from .protocol import Segmenter
 
 ITERATIONS = 5
 DISC = 0.03  # a click's radius as a share of the box's longer side
@@ -38,6 +38,22 @@ def grabcut(pixels: UInt8Array, prompt: Prompt) -> BoolArray:
 
 def _disc(labels: UInt8Array, at: Point | Click, radius: int, label: int) -> None:
     cv2.circle(labels, (int(at.x), int(at.y)), radius, (label,), -1)
+
+
+def filled_box(pixels: UInt8Array, prompt: Prompt) -> BoolArray:
+    """The simplest baseline: the whole box."""
+    mask = np.zeros(pixels.shape[:2], bool)
+    x0, y0, x1, y1 = prompt.box.pixels
+    mask[y0 : y1 + 1, x0 : x1 + 1] = True
+    return mask
+
+
+def ellipse(pixels: UInt8Array, prompt: Prompt) -> BoolArray:
+    """The better simple baseline: the ellipse that touches the box's sides."""
+    x0, y0, x1, y1 = prompt.box.pixels
+    y, x = np.ogrid[: pixels.shape[0], : pixels.shape[1]]
+    radius_x, radius_y = (x1 - x0 + 1) / 2, (y1 - y0 + 1) / 2
+    return np.asarray(((x - (x0 + x1) / 2) / radius_x) ** 2 + ((y - (y0 + y1) / 2) / radius_y) ** 2 <= 1)
 
 
 BASELINES: Mapping[str, Segmenter] = {"GrabCut": grabcut, "ellipse": ellipse, "filled box": filled_box}

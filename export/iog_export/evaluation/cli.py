@@ -17,27 +17,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from iog_export.datasets import FORMATS, DataError, DataSet, open_layout
+from iog_export.datasets.formats import HELP
+
 from .baselines import BASELINES
-from .data import read_list
 from .figures import mean_curve
 from .gallery import draw_galleries
-from .measure import BASELINE_CLICKS, MODEL, Bench, Deployed
-from .objects import digest_of, find_objects
+from .measure import BASELINE_CLICKS, Bench, Deployed
+from .objects import digest_of, representative, spread
 from .plot import draw_curves
-from .protocol import spread
 from .records import Record, Results, Settings
 from .report import Report
+from .session import MODEL
 from .workers import measured
 
-EPILOG = """\b
-DATA holds <set>/images/NAME.jpg and <set>/masks/NAME.png: 8-bit masks of the
-images' size, 0 background, 1..254 one id per object, 255 ignored. The list
-names <set>/NAME, one per line. Of a set named coco, objects of at least 64x64
-pixels count.
+EPILOG = f"""{HELP}
+Of a set named coco, objects of at least 64x64 pixels count. An image that turns out
+to be unreadable only when it is measured is a failure, named and in no mean.
 
 \b
 OUT receives results.jsonl, an object a line as it is done; report.md and
-report.json; iou_over_clicks.png; gallery_SET.png. The same command goes on
+report.json; iou_over_clicks.png; gallery_SET.jpg. The same command goes on
 where it was stopped, and tries again what failed.
 
 \b
@@ -50,8 +50,9 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("bundle", metavar="DIR|NAME")
-@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--list", "listed", type=click.Path(path_type=Path), help="Which photographs.  [default: DATA/val.txt]")
+@click.argument("data", metavar="DATA", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Of DATA.  [default: recognised]")
+@click.option("--list", "listed", type=click.Path(path_type=Path), help="Which photographs.  [default: those of val]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="evaluation", help="Directory.")
 @click.option("--clicks", type=click.IntRange(3, 100), default=20, help="At most, the box being two of them.")
 @click.option(
@@ -75,7 +76,7 @@ Examples:
 @click.option("--sweep", is_flag=True, help="Measure looser boxes and moved inside points too, with three clicks.")
 @click.option("--objects", type=click.IntRange(1), help="At most so many, evenly from the list.  [default: all]")
 @click.option("--min-area", type=click.IntRange(1), default=1, help="Leave out objects of fewer pixels.")
-@click.option("--backend", type=click.Choice(NAMES), default="ort", help="The engine: ONNX Runtime, or a fake one.")
+@click.option("--backend", type=click.Choice(NAMES), default="ort", help="The engine; see the README.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes, each with a model of its own.")
 @click.option(
@@ -88,6 +89,7 @@ def evaluate(
     ctx: click.Context,
     bundle: str,
     data: Path,
+    form: str | None,
     listed: Path | None,
     out: Path,
     clicks: int,
@@ -109,12 +111,14 @@ def evaluate(
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     model = Bundle.open(bundle_path(bundle))
-    listed = listed or data / "val.txt"
-    with console.status("reading photographs"):
-        found = find_objects(data, read_list(listed), min_area=min_area)
-    for name, reason in found.skipped.items():
-        console.print(f"skipped {name}: {reason}", style="yellow")
-    items = spread(found.items, objects or len(found.items))
+    with console.status("reading labels"):
+        found = DataSet.open(open_layout(data, "val", listed, form), min_area=min_area)
+        counted = representative(found.items)
+    for line in found.warnings():
+        console.print(line, style="yellow")
+    if not counted:
+        raise DataError(f"{data}: none of the {len(found)} objects of coco has at least 64x64 pixels")
+    items = spread(counted, objects or len(counted))
     settings = Settings(
         bundle=f"{model.manifest.name} {model.digest[:12]}",
         backend=backend,
@@ -129,7 +133,7 @@ def evaluate(
     )
     if threads is None:
         threads = 0 if workers == 1 else 1
-    open_bench = partial(Bench.open, data, settings, model.path, threads)
+    open_bench = partial(Bench.open, found, settings, model.path, threads)
     out.mkdir(parents=True, exist_ok=True)
     with Results(out / "results.jsonl", settings) as results:
         pending = [i for i in items if i.key not in results.records or results.records[i.key].errors]
@@ -137,7 +141,12 @@ def evaluate(
             console.print(f"{len(items) - len(pending)} of {len(items)} objects are in {out / 'results.jsonl'} already")
         try:
             with _progress(console) as progress, closing(measured(open_bench, pending, workers)) as records:
-                task = progress.add_task("", total=len(items), completed=len(items) - len(pending), figures="")
+                task = progress.add_task(
+                    "",
+                    total=len(items),
+                    completed=len(items) - len(pending),
+                    figures=_running(results.records.values()),
+                )
                 for record in records:
                     results.add(record)
                     progress.update(task, advance=1, figures=_running(results.records.values()))
@@ -153,7 +162,7 @@ def evaluate(
         console.status("drawing galleries"),
         Predictor.open(model.path, backend, device=device, threads=threads) as predictor,
     ):
-        draw_galleries(out, data, done, Deployed(predictor), clicks)
+        draw_galleries(out, found, done, Deployed(predictor), clicks)
     print_rich(_table(report))
     for failure in report.failures:
         where = f"{failure['name']} object {failure['id']}, {failure['segmenter']}"
@@ -175,7 +184,7 @@ def _progress(console: Console) -> Progress:
 
 def _running(records: Iterable[Record]) -> str:
     curve = mean_curve(records, MODEL)
-    return "mean IoU " + ", ".join(f"{curve[count]:.3f} @{count}" for count in (3, 5) if count in curve)
+    return ", ".join(f"mean IoU {curve[count]:.3f} @{count}" for count in (3, 5) if count in curve)
 
 
 def _table(report: Report) -> Table:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .measure import COUNTS, GOALS, clicks_to
 from .records import Record, Track
+from .session import COUNTS, GOALS, clicks_to
 
 ALL = "all"
 

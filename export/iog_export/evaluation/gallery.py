@@ -1,24 +1,29 @@
-"""gallery_SET.png: the best, the median and the worst object of a set, to see what the figures stand for."""
+"""gallery_SET.jpg: the best, the median and the worst object of a set, to see what the figures stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from iog.arrays import UInt8Array
+from iog.arrays import BoolArray, UInt8Array
 from iog.cli.output import picture, write_file
 from iog.overlay import PANEL_SIDE, overlay, panel
-from iog.prompt import Prompt
+from iog.prompt import Box, Point, Prompt
 
-from .data import read_photograph
+from iog_export.datasets import DataSet
+
 from .figures import ALL, by_set
-from .measure import BASELINE_CLICKS, MODEL
+from .measure import BASELINE_CLICKS
 from .protocol import Segmenter
 from .records import Record
+from .session import MODEL
+
+MARGIN, MIN_MARGIN = 0.35, 24  # around the box: a share of its longer side, and pixels
 
 
-def draw_galleries(out: Path, root: Path, records: Sequence[Record], segment: Segmenter, clicks: int) -> list[Path]:
+def draw_galleries(out: Path, data: DataSet, records: Sequence[Record], segment: Segmenter, clicks: int) -> list[Path]:
     """One file a set, three objects by IoU after three clicks: the label, and the masks after three and five clicks.
 
     The masks are made again from the clicks in the records. Returns the files.
@@ -29,24 +34,36 @@ def draw_galleries(out: Path, root: Path, records: Sequence[Record], segment: Se
         if name == ALL or not ranked:
             continue
         chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
-        rows = [_row(root, title, record, segment, min(clicks, BASELINE_CLICKS)) for title, record in chosen.items()]
-        paths.append(out / f"gallery_{name}.png")
+        rows = [_row(data, title, record, segment, min(clicks, BASELINE_CLICKS)) for title, record in chosen.items()]
+        paths.append(out / f"gallery_{name}.jpg")
         write_file(paths[-1], picture(_stacked(rows), paths[-1]))
     return paths
 
 
-def _row(root: Path, title: str, record: Record, segment: Segmenter, clicks: int) -> UInt8Array:
-    photograph = read_photograph(root, record.name)
-    first = record.prompt(MODEL, 3)
-    truth = np.asarray(photograph.labels == record.id)
+def _row(data: DataSet, title: str, record: Record, segment: Segmenter, clicks: int) -> UInt8Array:
+    photograph = data.photograph(record.name)
+    pixels, first = photograph.pixels, record.prompt(MODEL, 3)
     label = f"{title} of its set: {record.name}, object {record.id}"
-    pictures = [overlay(photograph.pixels, Prompt(first.box, first.inside), truth, label, long_side=PANEL_SIDE)]
+    pictures = [_picture(pixels, first, photograph.labels.mask(record.id), label)]
     for count in sorted({3, clicks}):
         prompt = record.prompt(MODEL, count)
         caption = f"{count} clicks: IoU {record.tracks[MODEL].ious[count - 3]:.3f}"
-        mask = segment(photograph.pixels, prompt)
-        pictures.append(overlay(photograph.pixels, prompt, mask, caption, long_side=PANEL_SIDE))
+        pictures.append(_picture(pixels, prompt, segment(pixels, prompt), caption))
     return panel(pictures)
+
+
+def _picture(pixels: UInt8Array, prompt: Prompt, mask: BoolArray, caption: str) -> UInt8Array:
+    """The box and its surroundings, as wide as the annotator would zoom in."""
+    x0, y0, x1, y1 = prompt.box.pixels
+    margin = max(round(MARGIN * max(x1 - x0, y1 - y0)), MIN_MARGIN)
+    left, top = max(x0 - margin, 0), max(y0 - margin, 0)
+    part = slice(top, y1 + 1 + margin), slice(left, x1 + 1 + margin)
+    moved = Prompt(
+        Box(prompt.box.x0 - left, prompt.box.y0 - top, prompt.box.x1 - left, prompt.box.y1 - top),
+        Point(prompt.inside.x - left, prompt.inside.y - top),
+        tuple(replace(click, x=click.x - left, y=click.y - top) for click in prompt.clicks),
+    )
+    return overlay(pixels[part], moved, mask[part], caption, long_side=PANEL_SIDE)
 
 
 def _stacked(rows: Sequence[UInt8Array]) -> UInt8Array:

@@ -1,36 +1,29 @@
-"""The measurement of one object: an annotator draws, sees the mask, and corrects it."""
+"""The measurement of an object: by the model, by the baselines, and as the annotator draws less well."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from iog.arrays import BoolArray, UInt8Array
 from iog.image import Image
 from iog.predictor import Predictor
-from iog.prompt import Click, Prompt, Size
+from iog.prompt import Prompt
 
-from .annotator import correction, inside_point, loosened, tight_box
+from iog_export.datasets import DataError, DataSet, Item
+
 from .baselines import BASELINES
-from .boundary import boundary_iou
-from .data import Photograph, Target, read_photograph
-from .objects import Item
-from .protocol import Protocol, Segmenter, iou
+from .overlap import iou
+from .protocol import Protocol, Segmenter
 from .records import Record, Settings, Track
+from .session import MODEL, annotate
 
-MODEL = "model"  # among the segmenters
-COUNTS = (3, 4, 5, 8)  # clicks after which figures are reported
-GOALS = (0.85, 0.90)  # IoU; the clicks needed to reach them are reported
 BASELINE_CLICKS = 5  # GrabCut takes about a second for each
 SWEEP_LOOSENESS = (0.0, 0.05, 0.10, 0.15, 0.20)
 SWEEP_RADIUS = 30.0  # table 7 of the paper
 FEATURES_BUDGET = 256 << 20  # one object is annotated at a time
-
-NETWORK_FRAME = 512  # the frame that radii of inside points are given in
 
 
 class Deployed:
@@ -48,29 +41,29 @@ class Deployed:
 
 
 class Bench:
-    """Measures objects of one data folder, one after the other."""
+    """Measures objects of a data set, one after the other."""
 
-    def __init__(self, root: Path, settings: Settings, segmenters: Mapping[str, Segmenter]) -> None:
-        self._root = root
+    def __init__(self, data: DataSet, settings: Settings, segmenters: Mapping[str, Segmenter]) -> None:
+        self._data = data
         self._settings = settings
         self._segmenters = segmenters
-        self._photograph: Photograph | None = None
 
     @classmethod
-    def open(cls, root: Path, settings: Settings, bundle: Path, threads: int) -> Bench:
+    def open(cls, data: DataSet, settings: Settings, bundle: Path, threads: int) -> Bench:
         """With the bundle's model, and the baselines if the settings ask for them."""
         predictor = Predictor.open(
             bundle, settings.backend, device=settings.device, threads=threads, features_budget=FEATURES_BUDGET
         )
-        return cls(root, settings, {MODEL: Deployed(predictor), **(BASELINES if settings.baselines else {})})
+        return cls(data, settings, {MODEL: Deployed(predictor), **(BASELINES if settings.baselines else {})})
 
     def measure(self, item: Item) -> Record:
-        """Annotate an object with each segmenter. One that raises is noted with its error. Raises DataError."""
-        if self._photograph is None or self._photograph.name != item.name:
-            self._photograph = read_photograph(self._root, item.name)
-        target = item.target(self._photograph)
+        """Annotate an object with each segmenter. One that raises is noted with its error."""
+        try:
+            target = self._data.target(item)
+        except DataError as e:
+            return Record.of(item, None, {}, dict.fromkeys(self._segmenters, str(e)))
         protocol = self._settings.protocol
-        start = opening(target, protocol)
+        start = protocol.opening(target)
         tracks: dict[str, Track] = {}
         errors: dict[str, str] = {}
         for name, segment in self._segmenters.items():
@@ -84,74 +77,22 @@ class Bench:
                 if condition == replace(protocol, clicks=3) and MODEL in tracks:
                     sweep[label] = tracks[MODEL].ious[0]
                 else:
-                    sweep[label] = iou(model(self._photograph.pixels, opening(target, condition)), truth, known)
-        box, inside = start.box, start.inside
-        return Record(
-            name=item.name,
-            id=item.id,
-            area=target.area,
-            fill=target.fill,
-            box=(box.x0, box.y0, box.x1, box.y1),
-            inside=(inside.x, inside.y),
-            tracks=tracks,
-            errors=errors,
-            sweep=sweep,
-        )
-
-
-def opening(target: Target, protocol: Protocol) -> Prompt:
-    """The first three clicks: a loosened box and a point inside; the same ones whichever other objects are measured."""
-    truth = target.mask
-    box = loosened(tight_box(truth), (protocol.looseness,) * 4, Size(*truth.shape))
-    if not protocol.inside_radius:
-        return Prompt(box, inside_point(truth))
-    rng = np.random.default_rng((protocol.seed, zlib.crc32(target.photograph.name.encode()), target.id))
-    longest = max(box.x1 - box.x0, box.y1 - box.y0) + 1
-    return Prompt(box, inside_point(truth, rng, radius=protocol.inside_radius / NETWORK_FRAME * longest))
-
-
-def annotate(segment: Segmenter, target: Target, start: Prompt, clicks: int) -> Track:
-    """Up to `clicks` clicks, those from the fourth on in the middle of the largest error of the mask just seen.
-
-    It ends sooner once no later mask counts: after the last of COUNTS, when the last of GOALS has been reached. No
-    pixel is clicked twice: a second click there would tell the segmenter nothing.
-    """
-    truth, known = target.mask, target.known
-    clickable = known.copy()
-    prompt = start
-    ious: list[float] = []
-    boundary_ious: list[float] = []
-    for count in range(3, clicks + 1):
-        mask = segment(target.photograph.pixels, prompt)
-        ious.append(iou(mask, truth, known))
-        boundary_ious.append(boundary_iou(mask, truth, known))
-        if count == clicks or (count >= COUNTS[-1] and max(ious) >= GOALS[-1]):
-            break
-        fix = correction(mask, truth, clickable)
-        if fix is None:  # nothing is left to correct: the mask stays as it is
-            remaining = max(0, min(clicks, COUNTS[-1]) - count)
-            ious += ious[-1:] * remaining
-            boundary_ious += boundary_ious[-1:] * remaining
-            break
-        clickable[int(fix.click.y), int(fix.click.x)] = False
-        prompt = prompt.with_click(fix.click.x, fix.click.y, fix.click.positive)
-    return Track(clicks=tuple(map(_values, prompt.clicks)), ious=tuple(ious), boundary_ious=tuple(boundary_ious))
+                    sweep[label] = iou(model(target.photograph.pixels, condition.opening(target)), truth, known)
+        return Record.of(item, start, tracks, errors, sweep)
 
 
 def conditions(protocol: Protocol) -> dict[str, Protocol]:
-    """What a sweep varies, by name: how loose the box is, and where the inside point lies."""
-    base = replace(protocol, clicks=3)
-    loose = {f"box {100 * share:g} % loose": replace(base, looseness=share) for share in SWEEP_LOOSENESS}
+    """What a sweep varies, one at a time, by name: how loose the box is, and where the inside point lies."""
+    base = Protocol(clicks=3, seed=protocol.seed)
+    loose = {_loose(share): replace(base, looseness=share) for share in SWEEP_LOOSENESS}
     return {**loose, f"inside point moved by {SWEEP_RADIUS:g}": replace(base, inside_radius=SWEEP_RADIUS)}
 
 
-def clicks_to(track: Track, goal: float) -> int | None:
-    """Clicks after which the IoU was `goal` for the first time; None if it never was."""
-    return next((count for count, value in enumerate(track.ious, 3) if value >= goal), None)
+def _loose(share: float) -> str:
+    return f"box {100 * share:g} % loose"
 
 
-def _values(click: Click) -> tuple[float, float, bool]:
-    return click.x, click.y, click.positive
+REFERENCE = _loose(Protocol().looseness)  # the condition that the others are compared with
 
 
 @contextmanager

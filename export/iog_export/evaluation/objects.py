@@ -1,73 +1,26 @@
-"""Which objects of which photographs are measured."""
+"""Which objects are measured."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
-from .data import DataError, Photograph, Target, read_photograph, targets_of
-from .protocol import representative
+import numpy as np
 
+from iog_export.datasets import Item
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An object without its photograph's pixels. bounds: x, y, width, height of its tight box; area: its pixels."""
-
-    name: str
-    id: int
-    bounds: tuple[int, int, int, int]
-    area: int
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Names the object."""
-        return self.name, self.id
-
-    def target(self, photograph: Photograph) -> Target:
-        """The object again, in its photograph."""
-        return Target(photograph, self.id, self.bounds, self.area)
+MIN_COCO_AREA = 64 * 64  # smaller objects of crowded scenes say little about a clicking annotator's work
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The objects found. skipped: photographs that could not be used, with the reasons."""
-
-    items: tuple[Item, ...]
-    skipped: dict[str, str]
+def representative(items: Iterable[Item]) -> list[Item]:
+    """The objects that count in an evaluation: all, but of a set named coco those of MIN_COCO_AREA and above."""
+    return [item for item in items if item.collection != "coco" or item.area >= MIN_COCO_AREA]
 
 
-def find_objects(root: Path, names: Iterable[str], *, min_area: int = 1) -> Selection:
-    """Decode each photograph once and note its objects of at least `min_area` pixels that count (`representative`).
-
-    Photographs that cannot be used are skipped. Raises DataError if nothing is left.
-    """
-
-    def load(name: str) -> list[Item] | DataError:
-        try:
-            found = representative(targets_of(read_photograph(root, name), min_area))
-        except DataError as e:
-            return e
-        return [Item(name, target.id, target.bounds, target.area) for target in found]
-
-    names = list(dict.fromkeys(names))
-    items: list[Item] = []
-    skipped: dict[str, str] = {}
-    with ThreadPoolExecutor(2) as pool:
-        for name, result in zip(names, pool.map(load, names), strict=True):
-            if isinstance(result, DataError):
-                skipped[name] = str(result)
-            else:
-                items += result
-    if not items:
-        first = "".join(f"; {name}: {reason}" for name, reason in list(skipped.items())[:1])
-        raise DataError(
-            f"{root}: no object to measure in {len(names)} listed photographs, {len(skipped)} of which are unusable"
-            f" (objects of at least {min_area} pixels were looked for){first}"
-        )
-    return Selection(tuple(items), skipped)
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` items, evenly from the list: the same ones each time."""
+    indices = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
+    return [items[i] for i in indices]
 
 
 def digest_of(items: Iterable[Item]) -> str:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .figures import ALL, Groups, by_set, mean_curve, reached_curve
-from .measure import GOALS, MODEL
 from .records import Record
+from .session import GOALS, MODEL
 
 COLORS = ("#0f62fe", "#d9480f", "#087f5b", "#9c36b5", "#b08900", "#0b7285", "#c2255c", "#5c3d2e")
 INK, MUTED = "#1b1b1f", "#8a8f98"

@@ -1,16 +1,48 @@
-"""How the annotator draws, and which objects count."""
+"""How the annotator draws."""
 
-from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from __future__ import annotations
 
-from iog_export.training import evaluation
-from iog_export.training.evaluation import Protocol, Segmenter, ellipse, filled_box, iou, representative
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
-__all__ = ["Protocol", "Segmenter", "ellipse", "filled_box", "iou", "representative", "spread"]
+import numpy as np
+from iog.arrays import BoolArray, UInt8Array
+from iog.prompt import Prompt, Size
 
-T = TypeVar("T")
+from iog_export.annotator import inside_point, loosened, tight_box
+from iog_export.datasets import Target
+
+# (h, w, 3) uint8 RGB and a prompt -> (h, w) bool
+Segmenter = Callable[[UInt8Array, Prompt], BoolArray]
+
+NETWORK_FRAME = 512  # the frame that radii of inside points are given in
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items, evenly from the list: the same ones each time."""
-    return cast(list[T], evaluation.spread(cast(Any, items), count))
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How the annotator draws.
+
+    looseness: each side of the tight box moves outwards by this share of the box's width or height.
+    clicks: clicks in all; the first three are the box's corners and the inside point, the others correct the mask.
+    inside_radius: the inside point moves by up to this many pixels of a 512 network frame (table 7 of the paper).
+    """
+
+    looseness: float = 0.05
+    clicks: int = 5
+    inside_radius: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clicks < 3:
+            raise ValueError(f"{self.clicks} clicks; a prompt has at least 3: two corners and the inside point")
+
+    def opening(self, target: Target) -> Prompt:
+        """The first three clicks on an object; the same ones whichever other objects are measured."""
+        truth = target.mask
+        box = loosened(tight_box(truth), (self.looseness,) * 4, Size(*truth.shape))
+        if not self.inside_radius:
+            return Prompt(box, inside_point(truth))
+        rng = np.random.default_rng((self.seed, zlib.crc32(target.item.name.encode()), target.item.id))
+        longest = max(box.x1 - box.x0, box.y1 - box.y0) + 1
+        return Prompt(box, inside_point(truth, rng, radius=self.inside_radius / NETWORK_FRAME * longest))

@@ -12,6 +12,8 @@ from iog.errors import IogError
 from iog.prompt import Box, Click, Point, Prompt
 from pydantic import BaseModel, ConfigDict
 
+from iog_export.datasets import Item
+
 from .protocol import Protocol
 
 Key = tuple[str, int]
@@ -59,17 +61,43 @@ class Track(_Model):
 
 
 class Record(_Model):
-    """One object. tracks, errors: by segmenter, which is in one of both. sweep: IoU after three clicks by condition."""
+    """One object.
+
+    box, inside: the first three clicks; None of an object whose photograph could not be read.
+    tracks, errors: by segmenter, which is in one of both. sweep: IoU after three clicks by condition.
+    """
 
     name: str
     id: int
     area: int
     fill: float
-    box: tuple[float, float, float, float]
-    inside: tuple[float, float]
+    box: tuple[float, float, float, float] | None
+    inside: tuple[float, float] | None
     tracks: dict[str, Track]
     errors: dict[str, str] = {}
     sweep: dict[str, float] = {}
+
+    @classmethod
+    def of(
+        cls,
+        item: Item,
+        start: Prompt | None,
+        tracks: dict[str, Track],
+        errors: dict[str, str] | None = None,
+        sweep: dict[str, float] | None = None,
+    ) -> Record:
+        """What was measured of an object after these first three clicks."""
+        return cls(
+            name=item.name,
+            id=item.id,
+            area=item.area,
+            fill=item.fill,
+            box=(start.box.x0, start.box.y0, start.box.x1, start.box.y1) if start else None,
+            inside=(start.inside.x, start.inside.y) if start else None,
+            tracks=tracks,
+            errors=errors or {},
+            sweep=sweep or {},
+        )
 
     @property
     def key(self) -> Key:
@@ -83,6 +111,8 @@ class Record(_Model):
 
     def prompt(self, segmenter: str, count: int) -> Prompt:
         """What the segmenter was given after `count` clicks."""
+        assert self.box is not None, "what has a track has been opened"
+        assert self.inside is not None
         placed = self.tracks[segmenter].clicks[: count - 3]
         return Prompt(Box(*self.box), Point(*self.inside), tuple(Click(*click) for click in placed))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from iog.bundle import Bundle
 
 from .baselines import BASELINES
 from .figures import Figures, Groups, by_fill, by_set, by_size, figures, sweep_means
-from .measure import BASELINE_CLICKS, COUNTS, GOALS, MODEL, conditions
+from .measure import BASELINE_CLICKS, REFERENCE, conditions
 from .records import Record, Settings
+from .session import COUNTS, GOALS, MODEL
 
+LISTED = 100  # of what was skipped
 PACKAGES = ("iog-runtime", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu")
 
 Table = dict[str, dict[str, Figures]]  # group -> segmenter -> figures
@@ -27,14 +30,14 @@ Table = dict[str, dict[str, Figures]]  # group -> segmenter -> figures
 class Report:
     """What an evaluation found.
 
-    data: the folder and the list; skipped: photographs that could not be used, with the reasons.
+    data: the folder, and the list if it was not the folder's own; skipped: what could not be used, with the reasons.
     records: of all objects, in the order of the list.
     """
 
     bundle: Bundle
     settings: Settings
     data: Path
-    listed: Path
+    listed: Path | None
     skipped: Mapping[str, str]
     records: Sequence[Record]
 
@@ -75,7 +78,7 @@ class Report:
             "environment": environment(),
             "data": {
                 "root": str(self.data),
-                "list": str(self.listed),
+                "list": self._list,
                 "photographs": len({record.name for record in self.records}),
                 "objects": len(self.records),
                 "skipped": dict(self.skipped),
@@ -103,18 +106,19 @@ class Report:
             _markdown(self.rows(self._figures(by_fill(self.records)), "fill")),
         ]
         if self.sweep:
-            labels = list(conditions(self.settings.protocol))
-            rows = [
-                [name, *(f"{means[s]:.3f}" if s in means else "" for s in labels)] for name, means in self.sweep.items()
+            parts += [
+                "## How well must be clicked",
+                f"Mean IoU after three clicks, {REFERENCE}, and differences to it in points.",
+                _markdown(self.differences()),
             ]
-            parts += ["## How well must be clicked: IoU after three clicks", _markdown([["set", *labels], *rows])]
         failures, skipped = self.failures, self.skipped
         if failures:
             items = (f"- {f['name']} object {f['id']}, {f['segmenter']}: {f['error']}" for f in failures)
             parts += [f"## Failures: {len(failures)}", "They count in no mean.", "\n".join(items)]
         if skipped:
-            items = (f"- {name}: {reason}" for name, reason in skipped.items())
-            parts += [f"## Photographs skipped: {len(skipped)}", "\n".join(items)]
+            items = (f"- {name}: {reason}" for name, reason in islice(skipped.items(), LISTED))
+            rest = [f"- and {len(skipped) - LISTED} more, in report.json"] if len(skipped) > LISTED else []
+            parts += [f"## Photographs and objects skipped: {len(skipped)}", "\n".join([*items, *rest])]
         return "\n\n".join(parts) + "\n"
 
     def rows(self, table: Table, by: str) -> list[list[str]]:
@@ -150,6 +154,19 @@ class Report:
                 )
         return rows
 
+    def differences(self) -> list[list[str]]:
+        """The sweep as text: each condition against REFERENCE; the header first."""
+        labels = [label for label in conditions(self.settings.protocol) if label != REFERENCE]
+        rows = [["set", REFERENCE, *labels]]
+        for name, means in self.sweep.items():
+            reference = means.get(REFERENCE)
+            changes = [
+                f"{100 * (means[label] - reference):+.1f}" if label in means and reference is not None else ""
+                for label in labels
+            ]
+            rows.append([name, _number(reference, ".3f"), *changes])
+        return rows
+
     def write(self, out: Path) -> None:
         """report.json and report.md."""
         (out / "report.json").write_text(json.dumps(self.document(), indent=2) + "\n", encoding="utf-8")
@@ -164,6 +181,10 @@ class Report:
                 table[name][baseline] = figures(records, baseline, min(clicks, BASELINE_CLICKS), goals=False)
         return table
 
+    @property
+    def _list(self) -> str:
+        return str(self.listed or "val")
+
     def _introduction(self) -> str:
         s, manifest = self.settings, self.bundle.manifest
         where = environment()
@@ -172,8 +193,8 @@ class Report:
         lines = [
             f"{manifest.network.architecture} {manifest.network.backbone}, crops of {manifest.crop.size} pixels, "
             f"{manifest.precision}; bundle `{self.bundle.digest[:12]}`, weights of {manifest.provenance.checkpoint}. "
-            f"{len(self.records)} objects in {photographs} photographs of {self.listed.name}; "
-            f"photographs skipped: {len(self.skipped)}, failures: {len(self.failures)}.",
+            f"{len(self.records)} objects in {photographs} photographs of {self.data.name}, {self._list}; "
+            f"photographs and objects skipped: {len(self.skipped)}, failures: {len(self.failures)}.",
             f"A simulated annotator draws the object's box with each side moved outwards by {100 * s.looseness:g} % of "
             "the box's width or height, and clicks on the object's pixel farthest from its boundary"
             f"{moved}: three clicks. Each further click, {s.clicks} in all at most, lies in the middle of the largest "

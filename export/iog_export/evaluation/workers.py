@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import cv2
 from iog.errors import IogError
 
+from iog_export.datasets import Item
+
 from .measure import Bench
-from .objects import Item
 from .records import Record
 
 OpenBench = Callable[[], Bench]
@@ -24,7 +25,7 @@ def measured(open_bench: OpenBench, items: Sequence[Item], workers: int = 1) -> 
     """The objects' records as they are done, in no particular order if there are several workers.
 
     open_bench: called in each worker; can be pickled. Close the iterator to stop the workers: each finishes its object.
-    Raises DataError, BackendError, IogError.
+    Raises BackendError, IogError.
     """
     if workers == 1 or len(items) < 2:
         if items:

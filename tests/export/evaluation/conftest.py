@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 from iog.arrays import BoolArray
-from iog_export.evaluation.data import Photograph, Target
+from iog_export.datasets import DataSet, Photograph, Target
+from iog_export.datasets.folders import Folders
+from iog_export.datasets.labelmap import LabelMap
 from iog_export.evaluation.records import Settings
 
 
@@ -35,6 +37,12 @@ def album(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def data(album: Path) -> DataSet:
+    """The album's objects."""
+    return DataSet.open(Folders.open(album, "val"))
+
+
+@pytest.fixture
 def target() -> Callable[[BoolArray], Target]:
     """Makes an object of its mask, in a photograph of noise."""
 
@@ -43,8 +51,8 @@ def target() -> Callable[[BoolArray], Target]:
         if void is not None:
             labels[void] = 255
         pixels = np.random.default_rng(1).integers(0, 255, (*mask.shape, 3)).astype(np.uint8)
-        x, y, width, height = cv2.boundingRect((labels == 1).astype(np.uint8))
-        return Target(Photograph("set/photo", pixels, labels), 1, (x, y, width, height), int((labels == 1).sum()))
+        photograph = Photograph("set/photo", pixels, LabelMap(labels))
+        return Target(photograph.labels.items(photograph.name)[0], photograph)
 
     return make
 

@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 from iog.prompt import Box, Click, Point, Prompt
-from iog_export.evaluation.baselines import BASELINES, grabcut
-from iog_export.evaluation.protocol import iou
+from iog_export.evaluation.baselines import BASELINES, ellipse, filled_box, grabcut
+from iog_export.evaluation.overlap import iou
 
 
 @pytest.fixture
@@ -52,3 +52,10 @@ def test_baselines_stay_in_the_box_and_cover_the_inside_point(name, scene):
     assert mask[60, 80]
     mask[22:99, 42:119] = False
     assert not mask.any()
+
+
+def test_ellipse_is_the_better_mask_of_a_disc(scene):
+    pixels, disc, _ = scene
+    everywhere = np.ones_like(disc)
+    box, oval = (iou(baseline(pixels, PROMPT), disc, everywhere) for baseline in (filled_box, ellipse))
+    assert 0.6 < box < oval < 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pycocotools.mask
 import pytest
 from click.testing import CliRunner
 from iog.cli import main
@@ -63,9 +64,63 @@ def test_report_has_all_sets_segmenters_and_figures(evaluate):
         "box 20 % loose",
     ):
         assert row in text
-    for picture in ("iou_over_clicks", "gallery_discs", "gallery_bars"):
-        assert np.asarray(PIL.Image.open(f"out/{picture}.png")).std() > 10
+    for picture in ("iou_over_clicks.png", "gallery_discs.jpg", "gallery_bars.jpg"):
+        assert np.asarray(PIL.Image.open(f"out/{picture}")).std() > 10
     assert len(lines()) == 11
+
+
+def test_sweep_is_shown_in_points_against_boxes_five_percent_loose(evaluate):
+    evaluate("--sweep", "--no-baselines", "--clicks", 3, "--looseness", 0.2)
+    sweep = report()["sweep"]["discs"]
+    assert sweep["box 20 % loose"] == pytest.approx(report()["figures"]["set"]["discs"]["model"]["iou"]["3"])
+    rows = [line.strip("| ").split(" | ") for line in Path("out/report.md").read_text().splitlines()]
+    header = next(row for row in rows if row[:2] == ["set", "box 5 % loose"])
+    discs = dict(zip(header, [row for row in rows if row[0] == "discs"][-1], strict=True))
+    assert discs["box 5 % loose"] == f"{sweep['box 5 % loose']:.3f}"
+    for condition in ("box 0 % loose", "box 20 % loose", "inside point moved by 30"):
+        assert float(discs[condition]) == pytest.approx(100 * (sweep[condition] - sweep["box 5 % loose"]), abs=0.06)
+
+
+def test_coco_is_measured_as_the_same_masks_in_folders_are(evaluate, album, split_bundle):
+    evaluate("--no-baselines", "--clicks", 4)
+    by_folders = {(line["area"], *line["tracks"]["model"]["ious"]) for line in lines()[1:]}
+    given = ["evaluate", split_bundle, coco_of(album), "--out", "coco", "--no-baselines", "--clicks", 4]
+    result = CliRunner().invoke(main, [str(a) for a in given], prog_name="iog")
+    assert result.exit_code == 0, result.output
+    assert "skipped mine/bars/0.jpg annotation 99: no pixels" in result.stderr
+    by_coco = {(line["area"], *line["tracks"]["model"]["ious"]) for line in lines(Path("coco/results.jsonl"))[1:]}
+    assert by_coco == by_folders
+    assert list(json.loads(Path("coco/report.json").read_text())["data"]["skipped"]) == [
+        "mine/bars/0.jpg annotation 99"
+    ]
+
+
+def coco_of(album):
+    """The album as COCO instances, with an annotation of nothing."""
+    images, annotations = [], [{"id": 99, "image_id": "bars/0", "segmentation": {"size": [96, 128], "counts": [12288]}}]
+    for name in (album / "val.txt").read_text().split():
+        images.append({"id": name, "file_name": f"{name}.jpg", "height": 96, "width": 128})
+        collection, stem = name.split("/")
+        (album / "coco" / collection).mkdir(parents=True, exist_ok=True)
+        (album / collection / "images" / f"{stem}.jpg").rename(album / "coco" / f"{name}.jpg")
+        labels = np.asarray(PIL.Image.open(album / collection / "masks" / f"{stem}.png"))
+        for number in (1, 7):
+            rle = pycocotools.mask.encode(np.asfortranarray((labels == number).astype(np.uint8)))
+            segmentation = {"size": rle["size"], "counts": rle["counts"].decode()}
+            annotations.append({"id": len(annotations), "image_id": name, "segmentation": segmentation})
+    (album / "coco" / "instances_mine.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return album / "coco"
+
+
+def test_an_image_that_cannot_be_decoded_is_a_failure(evaluate, album):
+    image = album / "discs" / "images" / "1.jpg"
+    image.write_bytes(image.read_bytes()[:-300])
+    result = evaluate("--no-baselines", "--clicks", 3)
+    assert result.exit_code == 0
+    assert "failed discs/1 object 1, model: " in result.stderr
+    model = report()["figures"]["set"]["discs"]["model"]
+    assert (model["objects"], model["failed"]) == (4, 2)
+    assert "truncated" in report()["failures"][0]["error"]
 
 
 def test_figures_are_the_means_of_the_lines(evaluate):
@@ -137,14 +192,15 @@ def test_unusable_photographs_are_named(evaluate, album):
     assert result.exit_code == 0
     assert "skipped bars/0: " in result.stderr
     assert list(report()["data"]["skipped"]) == ["bars/0"]
-    assert "## Photographs skipped: 1" in Path("out/report.md").read_text()
+    assert "## Photographs and objects skipped: 1" in Path("out/report.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["--list", "absent.txt"], ["absent.txt", "No such file"]),
-        (["--min-area", "99999"], ["no object to measure"]),
+        (["--format", "voc"], ["ImageSets/Segmentation/val.txt", "No such file"]),
+        (["--min-area", "99999"], ["no object of at least 99999 pixels"]),
         (["--clicks", "2"], ["2 is not in the range"]),
     ],
 )

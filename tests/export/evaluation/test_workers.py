@@ -3,39 +3,38 @@ from functools import partial
 import pytest
 from iog.errors import BackendUnavailable
 from iog_export.evaluation.measure import Bench
-from iog_export.evaluation.objects import find_objects
 from iog_export.evaluation.workers import measured
 
 
 @pytest.fixture
-def items(album):
-    return find_objects(album, ["discs/0", "bars/0"]).items
+def items(data):
+    return [item for item in data.items if item.name in ("discs/0", "bars/0")]
 
 
 def by_key(records):
     return {record.key: record for record in records}
 
 
-def test_two_workers_measure_what_one_measures(album, items, settings, split_bundle):
+def test_two_workers_measure_what_one_measures(data, items, settings, split_bundle):
     given = settings(backend="ort", clicks=8, sweep=True)
-    bench = partial(Bench.open, album, given, split_bundle, 1)
+    bench = partial(Bench.open, data, given, split_bundle, 1)
     alone, together = (by_key(measured(bench, items, workers)) for workers in (1, 2))
     assert alone == together
     assert set(alone) == {item.key for item in items}
 
 
-def test_an_error_of_a_worker_is_the_callers(album, items, settings, split_bundle):
-    bench = partial(Bench.open, album, settings(backend="absent"), split_bundle, 1)
+def test_an_error_of_a_worker_is_the_callers(data, items, settings, split_bundle):
+    bench = partial(Bench.open, data, settings(backend="absent"), split_bundle, 1)
     for workers in (1, 2):
         with pytest.raises(BackendUnavailable, match="absent"):
             list(measured(bench, items, workers))
 
 
-def test_a_closed_iterator_stops_its_workers(album, items, settings, split_bundle):
-    records = measured(partial(Bench.open, album, settings(), split_bundle, 1), items, 2)
+def test_a_closed_iterator_stops_its_workers(data, items, settings, split_bundle):
+    records = measured(partial(Bench.open, data, settings(), split_bundle, 1), items, 2)
     next(records)
     records.close()
 
 
-def test_nothing_to_measure_opens_no_model(album):
+def test_nothing_to_measure_opens_no_model():
     assert list(measured(lambda: pytest.fail("opened"), [], 2)) == []

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from iog.arrays import BoolArray
 from iog.prompt import Box, Size
-from iog_export.training.annotator import correction, depth, inside_point, loosened, tight_box
+from iog_export.annotator import correction, depth, inside_point, loosened, tight_box
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 regions = shapes.flatmap(lambda shape: arrays.arrays(np.bool_, shape)).filter(np.any)

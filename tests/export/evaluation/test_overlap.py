@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from iog_export.evaluation.boundary import boundary, boundary_iou
+from iog_export.evaluation.overlap import boundary, boundary_iou, iou
 
 EVERYWHERE = np.ones((300, 400), bool)  # of diagonal 500: boundaries reach 10 pixels
 
@@ -49,3 +49,10 @@ def test_thin_objects_are_all_boundary():
     mask = rectangle(100, 50, 300, 65)
     assert (boundary(mask) == mask).all()
     assert boundary_iou(np.zeros_like(mask), mask, EVERYWHERE) == 0
+
+
+def test_iou_counts_known_pixels_alone():
+    mask, truth, known = np.zeros((3, 4, 4), bool)
+    mask[:2], truth[1:3], known[:, :2] = True, True, True
+    assert iou(mask, truth, known) == pytest.approx(2 / 6)
+    assert iou(mask, truth, ~known & False) == 1.0
