@@ -13,8 +13,8 @@ import numpy as np
 from iog.arrays import Array, BoolArray, UInt8Array
 from iog.prompt import Box, Size
 
-from .annotator import tight_box
-from .data import VOID, Target
+from iog_export.annotator import tight_box
+from iog_export.datasets import Target
 
 MARGIN = 0.42  # a scene reaches this share of the object's longer side beyond it: loosest box plus crop margin
 LONGEST_SIDE = 1.3  # of an object in a scene, as a share of the network's side; larger ones only cost time
@@ -42,7 +42,7 @@ class Scene:
 
 def scene(target: Target, network_size: int, rng: np.random.Generator) -> Scene:
     """Warp the surroundings of an object: mirrored, scaled, stretched and turned at random."""
-    x, y, width, height = target.bounds
+    x, y, width, height = target.item.bounds
     side = max(width, height)
     longest = LONGEST_SIDE * network_size * np.exp(rng.uniform(-1.1, 0.0))
     scale = min(longest / side, 1.6)
@@ -55,11 +55,11 @@ def scene(target: Target, network_size: int, rng: np.random.Generator) -> Scene:
     if angle or stretch != 1:
         reach *= 1.35
     centre_x, centre_y = x + width / 2, y + height / 2
-    labels, pixels = target.photograph.labels, target.photograph.pixels
-    x0, x1 = max(int(centre_x - reach), 0), min(int(centre_x + reach) + 1, labels.shape[1])
-    y0, y1 = max(int(centre_y - reach), 0), min(int(centre_y + reach) + 1, labels.shape[0])
-    pixels, labels = pixels[y0:y1, x0:x1], labels[y0:y1, x0:x1]
-    layers = np.dstack([labels == target.id, labels != VOID, np.ones_like(labels, bool)]).astype(np.uint8) * 255
+    pixels, mask, known = target.photograph.pixels, target.mask, target.known
+    x0, x1 = max(int(centre_x - reach), 0), min(int(centre_x + reach) + 1, mask.shape[1])
+    y0, y1 = max(int(centre_y - reach), 0), min(int(centre_y + reach) + 1, mask.shape[0])
+    pixels, mask, known = pixels[y0:y1, x0:x1], mask[y0:y1, x0:x1], known[y0:y1, x0:x1]
+    layers = np.dstack([mask, known, np.ones_like(mask)]).astype(np.uint8) * 255
     shrink = 1.0
     if scale < 0.7:
         shrink = max(scale, 0.25)

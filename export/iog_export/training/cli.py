@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -14,60 +16,116 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from iog_export.datasets import FORMATS, DataSet, open_layout
+from iog_export.datasets.formats import HELP
+from iog_export.evaluation.baselines import ellipse, filled_box
+from iog_export.evaluation.figures import Figures
+from iog_export.evaluation.objects import representative, spread
 from iog_export.networks import NetworkSpec
 from iog_export.networks.resnet import ARCHITECTURES
 
-from .data import DataSet, Target, read_list
-from .evaluation import Summary, ellipse, evaluate, filled_box, representative, spread, summarize, torch_segmenter
-from .loop import Plan, Trainer
+from .board import TensorBoard
+from .initial import Initial
+from .interrupt import stop_asked
+from .loop import Stopped, Trainer
+from .machine import Machine, joined
+from .monitor import LogLines, Monitor, ProgressBar
+from .plan import (
+    CLICKS_FROM_SCRATCH,
+    CLICKS_FROM_TRAINED,
+    LEARNING_RATE_FROM_SCRATCH,
+    LEARNING_RATE_FROM_TRAINED,
+    Plan,
+    differences,
+)
 from .samples import Geometry, Stage
+from .segmenter import torch_segmenter
+from .snapshot import Snapshot
+from .validation import summarize
 
-EPILOG = """\b
-DATA holds <set>/images/NAME.jpg and <set>/masks/NAME.png: 8-bit masks of the
-images' size, 0 background, 1..254 one id per object, 255 ignored. The lists
-name <set>/NAME, one per line.
-
+EPILOG = f"""{HELP}
 \b
 Examples:
-  iog train photos --out runs/mine --minutes 120
-  iog train photos --out runs/mine --minutes 120 --resume
+  iog train photos --init default --out runs/mine --minutes 120
+  iog train photos --init default --out runs/mine --minutes 120 --resume
   iog export --checkpoint runs/mine/final.pt --precision fp16 --out mine
+  tensorboard --logdir runs
+  torchrun --no-python --nproc-per-node 4 iog train photos --out runs/mine ...
 
 \b
 The schedule is one of time: a busy machine makes fewer passes. On a shared one:
   OMP_WAIT_POLICY=passive nice -n 19 iog train ... --threads 1
+Ctrl-C writes a checkpoint and ends; --resume goes on, after a kill as well.
 """
 
 TARGET_AREA = 24 * 24  # pixels; smaller objects teach little
+INTERRUPTED = 130  # exit code
 
 
 @click.command(epilog=EPILOG)
-@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("data", metavar="DATA", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Of DATA.  [default: recognised]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory of the run.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), required=True, help="Time to train.")
-@click.option("--train-list", type=click.Path(path_type=Path), help="What to train on.  [default: DATA/train.txt]")
-@click.option("--val-list", type=click.Path(path_type=Path), help="What to validate on.  [default: DATA/val.txt]")
-@click.option("--backbone", type=click.Choice(list(ARCHITECTURES)), default="resnet18", show_default=True)
-@click.option("--width", type=click.IntRange(min=2), default=64, show_default=True, help="Decoder channels.")
-@click.option("--size", type=click.IntRange(min=128), default=256, show_default=True, help="Side of deployed crops.")
-@click.option("--batch", type=click.IntRange(min=2), default=10, show_default=True, help="Objects a step, at --size.")
+@click.option("--train-list", type=click.Path(path_type=Path), help="What to train on.  [default: that of train]")
+@click.option("--val-list", type=click.Path(path_type=Path), help="What to validate on.  [default: that of val]")
+@click.option(
+    "--init",
+    metavar="MODEL",
+    help="Start from a bundle (a directory, or a name that `iog models` lists) or from a checkpoint, of `iog train` or "
+    "the authors'.  [default: from scratch]",
+)
+@click.option("--backbone", type=click.Choice(list(ARCHITECTURES)), help="[default: resnet18, or that of --init]")
+@click.option("--width", type=click.IntRange(min=2), help="Decoder channels.  [default: 64, or that of --init]")
+@click.option("--size", type=click.IntRange(min=128), help="Side of deployed crops.  [default: 256, or that of --init]")
+@click.option("--batch", type=click.IntRange(min=2), default=10, show_default=True, help="Objects at once, at --size.")
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help=f"At its peak.  [default: {LEARNING_RATE_FROM_SCRATCH:g}, with --init {LEARNING_RATE_FROM_TRAINED:g}]",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0),
+    default=4.0,
+    show_default=True,
+    help="GiB of photographs to keep decoded; the others are decoded each time.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1; auto takes a GPU if there is one."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Processes that prepare batches.  [default: for the device]"
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the network's arithmetic.  [default: all cores]")
-@click.option("--bfloat16/--float32", default=True, show_default=True, help="Arithmetic of the convolutions.")
-@click.option("--resume", is_flag=True, help="Go on from OUT/last.pt.")
+@click.option(
+    "--bfloat16/--float32",
+    default=None,
+    help="Arithmetic of the convolutions.  [default: bfloat16 if the device has it in hardware]",
+)
+@click.option("--resume", is_flag=True, help="Go on from OUT/last.pt, with the options that it was started with.")
 def train(
     data: Path,
+    form: str | None,
     out: Path,
     minutes: float,
     train_list: Path | None,
     val_list: Path | None,
-    backbone: str,
-    width: int,
-    size: int,
+    init: str | None,
+    backbone: str | None,
+    width: int | None,
+    size: int | None,
     batch: int,
+    accumulate: int,
+    learning_rate: float | None,
+    memory: float,
     seed: int,
+    device: str,
+    workers: int | None,
     threads: int | None,
-    bfloat16: bool,
+    bfloat16: bool | None,
     resume: bool,
 ) -> None:
     """Train an IOG network with refinement branch on photographs with object masks.
@@ -75,61 +133,123 @@ def train(
     An annotator is simulated: almost tight boxes, inside points, and clicks on the largest error of the mask at hand.
     Writes OUT/last.pt every few minutes and OUT/final.pt at the end, then shows figures for the validation list.
     """
-    if size % 64:
-        raise click.BadParameter(f"{size} is no multiple of 64", param_hint="--size")
     if resume != (out / "last.pt").exists():
         problem = "there is no last.pt to go on from" if resume else "holds a training: pass --resume to go on with it"
         raise click.BadParameter(f"{out}: {problem}", param_hint="--out")
-    console = Console(stderr=True, highlight=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    train_list, val_list = train_list or data / "train.txt", val_list or data / "val.txt"
-    with console.status("reading photographs"):
-        targets = DataSet.read(data, read_list(train_list), min_area=TARGET_AREA).targets
-        validation = representative(DataSet.read(data, read_list(val_list)).targets)
-    plan = Plan(
-        spec=NetworkSpec(backbone, refine=True, width=width, normalize=True),
-        geometry=Geometry(
-            CropSpec(size, relax_pixels=0, relax_fraction=0.12, interpolation="area", corner_offset=0),
-            GuidanceSpec(size, fwhm=10 * size / 512),
-        ),
-        minutes=minutes,
-        stages=(
-            (0.0, Stage(size // 2, 2 * batch)),
-            (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2)),
-            (0.78, Stage(size, batch)),
-        ),
-        seed=seed,
-        bfloat16=bfloat16,
-        provenance={"data": _collections(targets), "train_list": train_list.name},
-    )
-    trainer = Trainer(plan, out)
-    if resume:
-        trainer.resumed(out / "last.pt")
-    logging.info("%d objects to train on, %d to validate on", len(targets), len(validation))
-    final = trainer.run(targets, spread(validation, 100))
-    segment = torch_segmenter(final.network(), plan.geometry.crop, plan.geometry.guidance)
+    initial = Initial.read(init) if init is not None else None
+    spec = _spec(initial, backbone, width)
+    size = size or (initial.size if initial is not None else None) or 256
+    if size % 64:
+        raise click.BadParameter(f"{size} is no multiple of 64", param_hint="--size")
+    arithmetic = None if bfloat16 is None else torch.bfloat16 if bfloat16 else torch.float32
+    with joined(device, arithmetic, workers) as machine:
+        console = Console(stderr=True, highlight=False, quiet=not machine.leads)
+        logging.basicConfig(
+            level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+        )
+        torch.set_num_threads(threads or max((os.cpu_count() or 1) // machine.processes, 1))
+        lists = open_layout(data, "train", train_list, form), open_layout(data, "val", val_list, form)
+        if both := set(lists[0].names) & set(lists[1].names):
+            problem = f"{len(both)} of its photographs, such as {min(both)}, are trained on; name others"
+            raise click.BadParameter(problem, param_hint="--val-list")
+        with console.status("reading photographs"):
+            training = DataSet.open(lists[0], min_area=TARGET_AREA, keep=int(memory * 2**30))
+            validation = DataSet.open(lists[1])
+            validation = validation.only(representative(validation.items))
+        for line in (*training.warnings(), *validation.warnings()):
+            logging.warning("%s", line)
+        plan = Plan(
+            spec=spec,
+            geometry=Geometry(
+                CropSpec(size, relax_pixels=0, relax_fraction=0.12, interpolation="area", corner_offset=0),
+                GuidanceSpec(size, fwhm=10 * size / 512),
+            ),
+            minutes=minutes,
+            stages=(
+                (0.0, Stage(size // 2, 2 * batch)),
+                (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2)),
+                (0.78, Stage(size, batch)),
+            ),
+            clicks=CLICKS_FROM_TRAINED if initial else CLICKS_FROM_SCRATCH,
+            accumulate=accumulate,
+            learning_rate=learning_rate or (LEARNING_RATE_FROM_TRAINED if initial else LEARNING_RATE_FROM_SCRATCH),
+            seed=seed,
+            provenance={
+                "data": _collections(training),
+                "train_list": train_list.name if train_list else "train",
+                "init": initial.source if initial else None,
+            },
+        )
+        trainer = Trainer(plan, out, machine)
+        if resume:
+            trainer.resumed(out / "last.pt")
+        elif initial is not None:
+            trainer.started_from(initial, training)
+        logging.info("%d objects to train on, %d to validate on", len(training), len(validation))
+        logging.info("%s", _machine_line(machine))
+        final = _run(trainer, training, validation, console)
+    if not machine.leads:
+        return
+    segment = torch_segmenter(final.network().to(machine.device), plan.geometry.crop, plan.geometry.guidance)
     with console.status("evaluating"):
         rows = {
-            "network": summarize(evaluate(segment, validation)),
-            "ellipse": summarize(evaluate(ellipse, validation)),
-            "filled box": summarize(evaluate(filled_box, validation)),
+            "network": summarize(segment, validation),
+            "ellipse": summarize(ellipse, validation),
+            "filled box": summarize(filled_box, validation),
         }
     Console().print(_table(rows))
 
 
-def _collections(targets: tuple[Target, ...]) -> dict[str, int]:
+def _spec(initial: Initial | None, backbone: str | None, width: int | None) -> NetworkSpec:
+    """The network: that of --init if there is one, with which the other options must agree."""
+    if initial is None:
+        return NetworkSpec(backbone or "resnet18", refine=True, width=width or 64, normalize=True)
+    asked = {name: value for name, value in (("backbone", backbone), ("width", width)) if value is not None}
+    found = {"backbone": initial.network.spec.backbone, "width": initial.network.spec.width}
+    if unlike := differences(found, asked):
+        raise click.BadParameter(
+            f"{initial.source}: {'; '.join(unlike)}: leave such options out, or start from another network",
+            param_hint="--init",
+        )
+    return initial.network.spec
+
+
+def _run(trainer: Trainer, training: DataSet, validation: DataSet, console: Console) -> Snapshot:
+    """Train under the eyes of the user, who may stop it."""
+    watched = validation.only(spread(validation.items, 100))
+    with ExitStack() as stack:
+        monitors: list[Monitor] = []
+        if trainer.machine.leads:
+            monitors = [LogLines(), stack.enter_context(TensorBoard(trainer.out / "tensorboard"))]
+            if console.is_terminal:
+                monitors.append(stack.enter_context(ProgressBar(console)))
+        stop = stack.enter_context(stop_asked())
+        try:
+            return trainer.run(training, watched, monitors, stop)
+        except Stopped as e:
+            stack.close()
+            console.print(str(e), soft_wrap=True)
+            sys.exit(INTERRUPTED)
+
+
+def _machine_line(machine: Machine) -> str:
+    arithmetic = str(machine.arithmetic).removeprefix("torch.")
+    processes = f", {machine.processes} processes" if machine.processes > 1 else ""
+    return f"on {machine.device} in {arithmetic}, {machine.workers} loading{processes}"
+
+
+def _collections(data: DataSet) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for target in targets:
-        counts[target.photograph.collection] = counts.get(target.photograph.collection, 0) + 1
+    for item in data.items:
+        counts[item.collection] = counts.get(item.collection, 0) + 1
     return counts
 
 
-def _table(rows: dict[str, dict[str, Summary]]) -> Table:
+def _table(rows: dict[str, dict[str, Figures]]) -> Table:
     table = Table("segmenter", "set", "objects", "mean IoU, 3, 4, 5 clicks", "IoU below 0.5")
-    for segmenter, summaries in rows.items():
-        for name, summary in summaries.items():
-            means = " ".join(f"{value:.3f}" for value in summary.mean_iou)
-            shares = " ".join(f"{value:.0%}" for value in summary.below_half)
-            table.add_row(segmenter, name, str(summary.objects), means, shares)
+    for segmenter, sets in rows.items():
+        for name, figures in sets.items():
+            means = " ".join(f"{value:.3f}" for value in figures.iou.values())
+            shares = " ".join(f"{value:.0%}" for value in figures.below_half.values())
+            table.add_row(segmenter, name, str(figures.objects), means, shares)
     return table

@@ -6,84 +6,49 @@ time that has passed: a busy machine makes fewer passes, never an unfinished sch
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from iog.arrays import UInt8Array
-from iog.guidance import GuidanceSpec, draw
-from torch import Tensor, nn
-from torch.nn import functional
+from iog.errors import IogError
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from iog_export.networks import IOG, NetworkSpec, Outputs
+from iog_export.datasets import DataSet, Target
+from iog_export.evaluation.figures import Figures
+from iog_export.networks import IOG
 
-from .annotator import correction
-from .data import Target
-from .evaluation import Protocol, Summary, evaluate, summarize, torch_segmenter
-from .losses import loss
-from .samples import Batch, Batches, Geometry, Stage
+from . import norms
+from .clicking import Clicking
+from .initial import Initial
+from .interrupt import left_to_the_parent
+from .machine import Machine
+from .monitor import Monitor, Status
+from .pictures import pictures
+from .plan import Plan, differences
+from .samples import Batch, Batches, Stage
+from .segmenter import torch_segmenter
 from .snapshot import Snapshot, SnapshotError
+from .validation import summarize
 
-log = logging.getLogger(__name__)
+REBASE_BATCHES = 6  # over which a network from a bundle gets its batch norms' statistics
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A training.
+class Stopped(IogError):
+    """A training that was asked to stop before its end; its checkpoint is written."""
 
-    minutes: its time, the only bound.
-    stages: (share of the time at which it begins, what the network then sees); small crops first: early on, passes
-        teach more than pixels. clicks_from: the share at which correction clicks begin.
-    learning_rate, weight_decay: of AdamW, at the peak and on weights alone; clip: of the gradient's norm.
-    average: decay, per step, of the averaged weights, which are the ones that are kept.
-    """
 
-    spec: NetworkSpec
-    geometry: Geometry
-    minutes: float
-    stages: tuple[tuple[float, Stage], ...] = (
-        (0.0, Stage(128, 20)),
-        (0.55, Stage(192, 14)),
-        (0.78, Stage(256, 10)),
-    )
-    learning_rate: float = 2e-3
-    warm_up: float = 0.04
-    weight_decay: float = 0.02
-    clip: float = 2.0
-    average: float = 0.997
-    clicks_from: float = 0.20
-    seed: int = 0
-    save_every_s: float = 180.0
-    validate_every_s: float = 600.0
-    bfloat16: bool = True
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def stage(self, progress: float) -> int:
-        """The index of the stage at this share of the time."""
-        return max(i for i, (start, _) in enumerate(self.stages) if start <= max(progress, 0.0))
-
-    def rate(self, progress: float) -> float:
-        """One cycle: a linear rise, then half a cosine down to a thousandth."""
-        if progress < self.warm_up:
-            return self.learning_rate * (0.05 + 0.95 * progress / self.warm_up)
-        fall = min((progress - self.warm_up) / (1 - self.warm_up), 1.0)
-        return self.learning_rate * (0.001 + 0.999 * (1 + math.cos(math.pi * fall)) / 2)
-
-    def corrections(self, progress: float, rng: np.random.Generator) -> int:
-        """How many correction clicks to simulate on the next batch."""
-        if progress < self.clicks_from:
-            return 0
-        if progress < 0.5:
-            return int(rng.random() < 0.4)
-        return int(rng.choice(5, p=(0.35, 0.35, 0.17, 0.08, 0.05)))
+class _StopAsked(Exception):
+    """A validation is cut short."""
 
 
 class Trainer:
@@ -92,131 +57,153 @@ class Trainer:
     clock: seconds; what it shows between two steps is the time that passes.
     """
 
-    def __init__(self, plan: Plan, out: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: Plan, out: Path, machine: Machine | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         torch.manual_seed(plan.seed)
         self.plan = plan
         self.out = out
+        self.machine = machine or Machine()
         self.clock = clock
-        self.network = IOG(plan.spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = IOG(plan.spec).to(self.machine.device)
+        self.network: IOG = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.Coarse_net.upsamples[0].requires_grad_(False)  # unused, and DistributedDataParallel waits for all
         self.averaged: IOG = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.model: nn.Module = Clicking(self.network, plan.geometry, self.machine.arithmetic)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.99), fused=True)
+        half = self.machine.arithmetic == torch.float16
+        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=half)
         self.seconds = 0.0
         self.steps = 0
         self.passes = 0
         self.history: list[dict[str, Any]] = []
+        self._lately: deque[tuple[float, int]] = deque(maxlen=30)  # seconds and passes after the last steps
 
     @property
     def progress(self) -> float:
         """The share of the plan's time that has passed."""
         return self.seconds / (60 * self.plan.minutes)
 
+    def started_from(self, initial: Initial, data: DataSet) -> Trainer:
+        """Take a trained network's weights. data: what it will be trained on.
+
+        Raises SnapshotError if it is of another architecture.
+        """
+        if unlike := differences(asdict(initial.network.spec), asdict(self.plan.spec)):
+            raise SnapshotError(f"{initial.source} is another network: {'; '.join(unlike)}")
+        self.network.load_state_dict(initial.network.state_dict())
+        if initial.folded:
+            batches = islice(self._batches(data, [self.plan.stages[0][1]]), REBASE_BATCHES)
+            norms.rebase(self.network, (batch.inputs.to(self.machine.device) for batch in batches))
+        self.averaged.load_state_dict(self.network.state_dict())
+        return self
+
     def resumed(self, path: Path) -> Trainer:
-        """Load a checkpoint of the same plan. Raises SnapshotError if it is of another architecture or finished."""
+        """Load a checkpoint of the same plan. Raises SnapshotError if it is of another one, or finished."""
         snapshot = Snapshot.read(path)
-        if snapshot.spec != self.plan.spec:
-            raise SnapshotError(f"{path} holds {snapshot.spec}; this training is of {self.plan.spec}")
         if snapshot.resume is None:
-            raise SnapshotError(f"{path} is the end of a training and cannot be continued")
-        self.network.load_state_dict(snapshot.resume["network"])
-        self.optimizer.load_state_dict(snapshot.resume["optimizer"])
-        self.averaged.load_state_dict(snapshot.weights)
-        self.seconds, self.steps, self.passes = (snapshot.resume[k] for k in ("seconds", "steps", "passes"))
-        self.history = list(snapshot.resume["history"])
+            raise SnapshotError(
+                f"{path} is the end of a training and cannot be continued; start another from it: --init"
+            )
+        if unlike := differences({**snapshot.settings, **snapshot.resume.get("settings", {})}, self.plan.settings):
+            raise SnapshotError(
+                f"{path} is of another training: {'; '.join(unlike)}. Go on with the options that it was started with"
+            )
+        try:
+            self.network.load_state_dict(snapshot.resume["network"])
+            self.optimizer.load_state_dict(snapshot.resume["optimizer"])
+            self.scaler.load_state_dict(snapshot.resume.get("scaler", {}))
+            self.averaged.load_state_dict(snapshot.weights)
+            self.seconds, self.steps, self.passes = (snapshot.resume[k] for k in ("seconds", "steps", "passes"))
+            self.history = list(snapshot.resume["history"])
+        except (KeyError, RuntimeError, ValueError) as e:
+            raise SnapshotError(f"{path} holds no training to go on with: {e}") from e
         return self
 
     def run(
-        self, targets: Sequence[Target], validation: Sequence[Target] = (), report: Callable[[str], None] = log.info
+        self,
+        data: DataSet,
+        validation: DataSet | None = None,
+        monitors: Sequence[Monitor] = (),
+        stop: Callable[[], bool] = lambda: False,
     ) -> Snapshot:
-        """Train to the end of the schedule; checkpoints go to `last.pt` and, at the end, `final.pt`."""
-        plan = self.plan
+        """Train to the end of the schedule; checkpoints go to `last.pt` and, at the end, `final.pt`.
+
+        stop: whether to end after this step with a checkpoint. Raises Stopped then; SnapshotError if a checkpoint
+        cannot be written.
+        """
+        plan, leads = self.plan, self.machine.leads
         current = torch.tensor(plan.stage(self.progress)).share_memory_()  # type: ignore[no-untyped-call]
-        stages = [stage for _, stage in plan.stages]
-        batches = Batches(targets, plan.geometry, stages, current, seed=plan.seed + self.steps)
-        loader = DataLoader(
-            batches, batch_size=None, num_workers=1, prefetch_factor=6, multiprocessing_context="fork", pin_memory=False
-        )
-        source: Iterator[Batch] = iter(loader)
-        rng = np.random.default_rng(plan.seed + self.steps)
-        saved, validated, noted = self.seconds, self.seconds, self.seconds
-        recent: list[float] = []
+        source = self._loaded(self._batches(data, [stage for _, stage in plan.stages], current))
+        if self.machine.processes > 1:
+            self.model = DistributedDataParallel(self.model)
+        saved = validated = self.seconds
         before = self.clock()
         while self.progress < 1:
             current.fill_(plan.stage(self.progress))
-            recent.append(self.step(next(source), rng))
+            batches = tuple(islice(source, plan.accumulate))
+            loss = self.step(batches)
             now = self.clock()
-            self.seconds, before = self.seconds + now - before, now
-            if self.seconds - noted >= 30 or self.progress >= 1:
-                report(f"{self._line()} loss {np.mean(recent):.4f}")
-                noted, recent = self.seconds, []
-            if self.seconds - saved >= plan.save_every_s:
+            passed, stopped = self.machine.agreed(now - before, stop())
+            before, self.seconds = now, self.seconds + passed
+            if leads:
+                status = self._status(loss, batches[0].inputs.shape[-1])
+                for monitor in monitors:
+                    monitor.stepped(status)
+            if leads and (stopped or self.seconds - saved >= plan.save_every_s):
                 self.snapshot().write(self.out / "last.pt")
                 saved = self.seconds
-            if validation and self.seconds - validated >= plan.validate_every_s:
-                report(f"{self._line()} {_describe(self.validate(validation))}")
+            if stopped:
+                raise Stopped(
+                    f"stopped after {self.seconds / 60:.1f} of {plan.minutes:g} minutes; {self.out / 'last.pt'} holds "
+                    "the training: go on with --resume and the same options"
+                )
+            if leads and validation and self.seconds - validated >= plan.validate_every_s:
+                with contextlib.suppress(_StopAsked):
+                    figures = self.validate(_until(stop, validation))
+                    shown = pictures(self.averaged, batches[0])
+                    for monitor in monitors:
+                        monitor.validated(status, figures, shown)
                 validated = self.seconds
-        del source, loader
-        final = self.snapshot(finished=True)
-        final.write(self.out / "final.pt")
-        return final
+        del source
+        return self._finished(data)
 
-    def step(self, batch: Batch, rng: np.random.Generator) -> float:
-        """One update: the initial clicks, then a chain of corrections whose last mask counts again."""
-        plan = self.plan
+    def step(self, batches: Sequence[Batch]) -> float:
+        """One update, and the batches' loss after the initial clicks."""
+        plan, machine = self.plan, self.machine
         for group in self.optimizer.param_groups:
             group["lr"] = plan.rate(self.progress)
+        # Functions of the step, so that a resumed training draws what the killed one would have drawn.
+        common = np.random.default_rng((plan.seed, self.steps))
+        own = np.random.default_rng((plan.seed, self.steps, machine.rank))
         self.network.train()
-        inputs = batch.inputs.float().contiguous(memory_format=torch.channels_last)
-        target, known = batch.target.float(), batch.known.float()
-        clicks = batch.inputs[:, 3:].numpy().copy()
-        guidance = plan.geometry.at(inputs.shape[-1]).guidance
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
-            features = self.network.encode(inputs)
-            outputs = self.network.decode(features, _heat(clicks))
-        first = total = loss(outputs, target, known)
-        corrections = plan.corrections(self.progress, rng)
-        for i in range(corrections):
-            add_corrections(clicks, outputs, batch, guidance, rng)
-            last = i == corrections - 1
-            with torch.set_grad_enabled(last), torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
-                outputs = self.network.decode(features, _heat(clicks))
-            if last:
-                total = 0.5 * total + 0.5 * loss(outputs, target, known)
         self.optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        firsts = []
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with contextlib.nullcontext() if last else self._without_exchange():
+                losses = self.model(batch, plan.corrections(self.progress, common), own)
+                self.scaler.scale(losses.total / len(batches)).backward()
+            firsts.append(losses.first)
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), plan.clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.steps += 1
-        self.passes += len(inputs)
+        self.passes += machine.processes * sum(len(batch.inputs) for batch in batches)
         self._average()
-        return float(first.detach())
+        return float(torch.stack(firsts).mean())
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Exponential average of the weights; the statistics of the batch norms are averaged alike."""
-        decay = min(self.plan.average, (1 + self.steps) / (10 + self.steps))
-        averages, values = [], []
-        mine, theirs = self.averaged.state_dict(), self.network.state_dict()
-        for name, value in theirs.items():
-            if value.dtype.is_floating_point:
-                averages.append(mine[name])
-                values.append(value)
-            else:
-                mine[name].copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)
-
-    def validate(self, targets: Sequence[Target]) -> dict[str, Summary]:
+    def validate(self, targets: Iterable[Target]) -> dict[str, Figures]:
         """The averaged network in the current stage's frame; the figures are kept in the history."""
         geometry = self.plan.geometry.at(self.plan.stages[self.plan.stage(self.progress)][1].size)
-        segment = torch_segmenter(self.averaged, geometry.crop, geometry.guidance)
-        summaries = summarize(evaluate(segment, targets, Protocol()))
-        figures = {name: asdict(summary) for name, summary in summaries.items()}
-        self.history.append(
-            {"minutes": self.seconds / 60, "passes": self.passes, "size": geometry.crop.size, **figures}
-        )
-        return summaries
+        figures = summarize(torch_segmenter(self.averaged, geometry.crop, geometry.guidance), targets)
+        sets = {name: asdict(each) for name, each in figures.items()}
+        self.history.append({"minutes": self.seconds / 60, "passes": self.passes, "size": geometry.crop.size, **sets})
+        return figures
 
     def snapshot(self, *, finished: bool = False) -> Snapshot:
         """The averaged weights with their provenance, and the state to go on with unless it is finished."""
@@ -233,8 +220,10 @@ class Trainer:
         resume = None
         if not finished:
             resume = {
+                "settings": plan.settings,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "seconds": self.seconds,
                 "steps": self.steps,
                 "passes": self.passes,
@@ -242,35 +231,77 @@ class Trainer:
             }
         return Snapshot(plan.spec, plan.geometry, weights, provenance, resume)
 
-    def _line(self) -> str:
-        stage = self.plan.stages[self.plan.stage(self.progress)][1]
-        return f"{self.seconds / 60:.1f}/{self.plan.minutes:g} min, {self.passes} passes, {stage.size} px:"
+    def _finished(self, data: DataSet) -> Snapshot:
+        """The end of the training, with batch norms measured at the size at which the network will be deployed."""
+        plan = self.plan
+        if self.machine.leads:
+            stage = Stage(plan.geometry.crop.size, plan.stages[-1][1].batch)
+            count = -(-min(plan.norm_crops, self.passes) // stage.batch)
+            clicking = Clicking(self.averaged, plan.geometry)
+            norms.reestimate(clicking, islice(self._batches(data, [stage]), count), plan)
+        final = self.snapshot(finished=True)
+        if self.machine.leads:
+            final.write(self.out / "final.pt")
+        return final
+
+    def _batches(self, data: DataSet, stages: Sequence[Stage], current: torch.Tensor | None = None) -> Batches:
+        """A stream that no other process, and no earlier part of this training, has seen."""
+        seed = (self.plan.seed, self.steps, self.machine.rank)
+        return Batches(data, self.plan.geometry, stages, torch.tensor(0) if current is None else current, seed)
+
+    def _loaded(self, batches: Batches) -> Iterator[Batch]:
+        """The batches, prepared by other processes, which share the photographs' memory."""
+        workers = self.machine.workers
+        if not workers:
+            return iter(batches)
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=6,
+            multiprocessing_context="fork",
+            pin_memory=self.machine.device.type == "cuda",
+            worker_init_fn=left_to_the_parent,
+        )
+        return iter(loader)
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients of all but a step's last batch stay in their process."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _status(self, loss: float, size: int) -> Status:
+        self._lately.append((self.seconds, self.passes))
+        (seconds, passes), *_ = self._lately
+        return Status(
+            seconds=self.seconds,
+            total_seconds=60 * self.plan.minutes,
+            steps=self.steps,
+            passes=self.passes,
+            passes_per_s=(self.passes - passes) / max(self.seconds - seconds, 1e-9),
+            size=size,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            loss=loss,
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Exponential average of the weights; the statistics of the batch norms are averaged alike."""
+        decay = min(self.plan.average, (1 + self.steps) / (10 + self.steps))
+        averages, values = [], []
+        mine, theirs = self.averaged.state_dict(), self.network.state_dict()
+        for name, value in theirs.items():
+            if value.dtype.is_floating_point:
+                averages.append(mine[name])
+                values.append(value)
+            else:
+                mine[name].copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
 
-def add_corrections(
-    clicks: UInt8Array,
-    outputs: Outputs,
-    batch: Batch,
-    guidance: GuidanceSpec,
-    rng: np.random.Generator,
-) -> None:
-    """Draw into `clicks`, (B, 2, S, S) uint8 heat, one click per sample on the largest error of `outputs`."""
-    side = clicks.shape[-1]
-    with torch.no_grad():
-        logits = functional.interpolate(outputs.logits.float(), size=(side, side), mode="bilinear", align_corners=True)
-    predicted = (logits[:, 0] > 0).numpy()
-    target, known = batch.target[:, 0].numpy() > 0, batch.known[:, 0].numpy() > 0
-    for i in range(len(clicks)):
-        fix = correction(predicted[i], target[i], known[i], rng)
-        if fix is not None:
-            point = np.array([(fix.click.x, fix.click.y)], np.int32)
-            draw(clicks[i, 0 if fix.click.positive else 1], point, guidance)
-
-
-def _heat(clicks: UInt8Array) -> Tensor:
-    return torch.from_numpy(clicks).float().contiguous(memory_format=torch.channels_last)
-
-
-def _describe(summaries: dict[str, Summary]) -> str:
-    parts = (f"{name} {' '.join(f'{v:.3f}' for v in s.mean_iou)}" for name, s in summaries.items())
-    return "IoU after 3, 4, 5 clicks: " + "; ".join(parts)
+def _until(stop: Callable[[], bool], targets: Iterable[Target]) -> Iterator[Target]:
+    for target in targets:
+        if stop():
+            raise _StopAsked
+        yield target

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,16 +14,20 @@ from iog.arrays import UInt8Array
 from iog.crop import Crop, CropSpec
 from iog.guidance import GuidanceSpec, heatmap
 from iog.prompt import Box
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
+
+from iog_export.annotator import inside_point, loosened, tight_box
+from iog_export.datasets import DataError, DataSet, Item, Target
 
 from . import augment
-from .annotator import inside_point, loosened, tight_box
-from .data import Target
 
 # Collections differ in how much their masks teach: salient objects with exact masks most, regions of bsds least.
 WEIGHTS = {"ecssd": 2.5, "coco": 1.2, "coco-person": 1.0, "penn-fudan": 0.6, "balloon": 0.6, "bsds": 0.35}
 MIN_TARGET = 24  # pixels of a target in the network's frame
+UNREADABLE_IN_A_ROW = 20  # photographs; then the data folder is gone rather than a file broken
 INSIDE_RADIUS = 30 / 512  # of the network's side: table 7 of the paper
+
+log = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -58,6 +63,11 @@ class Geometry:
     crop: CropSpec
     guidance: GuidanceSpec
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that it consists of, by name."""
+        return {**asdict(self.crop), "fwhm": self.guidance.fwhm}
+
     def at(self, size: int) -> Geometry:
         """The same model in a frame of this side."""
         crop = CropSpec(
@@ -67,23 +77,32 @@ class Geometry:
 
 
 class Batches(IterableDataset[Batch]):
-    """Endless batches of the current stage: an index in shared memory, which the training loop sets."""
+    """Endless batches of the current stage: an index in shared memory, which the training loop sets.
+
+    The stream is a function of the seed and of the loading process that reads it.
+    """
 
     def __init__(
-        self, targets: Sequence[Target], geometry: Geometry, stages: Sequence[Stage], current: torch.Tensor, seed: int
+        self,
+        data: DataSet,
+        geometry: Geometry,
+        stages: Sequence[Stage],
+        current: torch.Tensor,
+        seed: tuple[int, ...],
     ) -> None:
         super().__init__()
-        self._targets = targets
+        self._data = data
         self._geometries = [geometry.at(stage.size) for stage in stages]
         self._stages = stages
         self._current = current
         self._seed = seed
-        weights = np.array([_weight(target) for target in targets])
+        weights = np.array([_weight(item) for item in data.items])
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def __iter__(self) -> Iterator[Batch]:
         cv2.setNumThreads(0)  # the cores belong to the network
-        rng = np.random.default_rng(self._seed)
+        worker = get_worker_info()
+        rng = np.random.default_rng((*self._seed, worker.id if worker else 0))
         while True:
             stage, geometry = self._stages[int(self._current)], self._geometries[int(self._current)]
             samples = [self._sample(geometry, rng) for _ in range(stage.batch)]
@@ -91,7 +110,15 @@ class Batches(IterableDataset[Batch]):
             yield Batch(inputs, target[:, None], known[:, None])
 
     def _draw(self, rng: np.random.Generator) -> Target:
-        return self._targets[int(np.searchsorted(self._cumulative, rng.random()))]
+        unreadable = 0
+        while True:
+            try:
+                return self._data[int(np.searchsorted(self._cumulative, rng.random()))]
+            except DataError as e:
+                log.warning("passed over: %s", e)
+                unreadable += 1
+                if unreadable == UNREADABLE_IN_A_ROW:
+                    raise
 
     def _sample(self, geometry: Geometry, rng: np.random.Generator) -> Sample:
         while True:
@@ -113,8 +140,7 @@ def prompted(scene: augment.Scene, geometry: Geometry, rng: np.random.Generator)
     """Box and click an object as people do, then crop and draw as the runtime does; None if too little is visible."""
     if not scene.target.any():
         return None
-    looseness = rng.uniform(-0.02, 0.20, 4) if rng.random() < 0.5 else rng.uniform(-0.02, 0.08, 4)
-    box = loosened(tight_box(scene.target), tuple(looseness), scene.size)
+    box = loosened(tight_box(scene.target), looseness(rng), scene.size)
     limit = scene.photograph
     if limit.x0 < box.x1 and limit.y0 < box.y1 and box.x0 < limit.x1 and box.y0 < limit.y1:  # as the runtime clips
         box = Box(max(box.x0, limit.x0), max(box.y0, limit.y0), min(box.x1, limit.x1), min(box.y1, limit.y1))
@@ -141,13 +167,30 @@ def prompted(scene: augment.Scene, geometry: Geometry, rng: np.random.Generator)
     return Sample(inputs, target.astype(np.uint8), known.astype(np.uint8))
 
 
-def _weight(target: Target) -> float:
+def looseness(rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """By which share of its width or height a box leaves each side of its object: left, top, right, bottom.
+
+    A careful hand, a careless one, and one that keeps the same distance all around: with independent sides alone, a box
+    that is loose on all four, as many people draw them, is so rare that networks fail on it.
+    """
+    kind = rng.random()
+    if kind < 0.35:
+        sides = rng.uniform(-0.02, 0.08, 4)
+    elif kind < 0.65:
+        sides = rng.uniform(-0.02, 0.20, 4)
+    else:
+        sides = (rng.uniform(0.0, 0.22) + rng.normal(0, 0.02, 4)).clip(-0.02, 0.22)
+    left, top, right, bottom = sides.tolist()
+    return left, top, right, bottom
+
+
+def _weight(item: Item) -> float:
     """How often to draw an object: thin and hollow objects, the hard ones, more often; tiny ones less."""
-    weight = WEIGHTS.get(target.photograph.collection, 1.0)
-    if target.fill < 0.35:
+    weight = WEIGHTS.get(item.collection, 1.0)
+    if item.fill < 0.35:
         weight *= 1.8
-    elif target.fill < 0.55:
+    elif item.fill < 0.55:
         weight *= 1.4
-    if target.area < 48 * 48:
+    if item.area < 48 * 48:
         weight *= 0.5
     return weight

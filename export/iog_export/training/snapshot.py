@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
 import pickle
 from dataclasses import asdict, dataclass, field
@@ -21,7 +23,7 @@ FORMAT = 1
 
 
 class SnapshotError(IogError):
-    """A checkpoint that cannot be read, or one of another architecture."""
+    """A checkpoint that cannot be read or written, or one of another training."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Snapshot:
     """The contents of a checkpoint.
 
     weights: the averaged weights, under the published names; provenance: where they come from;
-    resume: the loop's state: live weights, optimizer, passes, seconds; absent from a finished training's final file.
+    resume: the loop's state: live weights, optimizer, passes, seconds, and the settings of its plan; absent from a
+        finished training's final file.
     """
 
     spec: NetworkSpec
@@ -39,8 +42,10 @@ class Snapshot:
     resume: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:
-        """Replace the file in one step, so that a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Replace the file in one step: neither a kill nor a full disk leaves half of it, nor loses the one before.
+
+        Raises SnapshotError: it cannot be written.
+        """
         partial = path.with_suffix(".partial")
         contents = {
             "format": FORMAT,
@@ -51,8 +56,20 @@ class Snapshot:
             "provenance": self.provenance,
             "resume": self.resume,
         }
-        torch.save(contents, partial)
-        os.replace(partial, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(contents, file)
+                file.flush()
+                os.fsync(file.fileno())  # or a crash of the machine could leave the new name with nothing behind it
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as e:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            kept = f"the one of {_age(path)} is as it was" if path.exists() else "there is none yet"
+            raise SnapshotError(
+                f"checkpoint {path} cannot be written: {_reason(e)}; {kept}. Make room, then go on with --resume"
+            ) from e
 
     @classmethod
     def read(cls, path: Path) -> Snapshot:
@@ -65,12 +82,34 @@ class Snapshot:
             raise SnapshotError(f"{path} cannot be read as a checkpoint of `iog train`") from e
         if not isinstance(contents, dict) or contents.get("format") != FORMAT:
             raise SnapshotError(f"{path} is no checkpoint of `iog train` in format {FORMAT}")
-        geometry = Geometry(CropSpec(**contents["crop"]), GuidanceSpec(**contents["guidance"]))
-        spec = NetworkSpec(**contents["spec"])
-        return cls(spec, geometry, contents["state_dict"], contents["provenance"], contents["resume"])
+        try:
+            geometry = Geometry(CropSpec(**contents["crop"]), GuidanceSpec(**contents["guidance"]))
+            spec = NetworkSpec(**contents["spec"])
+            return cls(spec, geometry, contents["state_dict"], contents["provenance"], contents["resume"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise SnapshotError(f"{path} is no checkpoint of `iog train`: {type(e).__name__}: {e}") from e
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it says of the network and its frame, by name."""
+        return {**asdict(self.spec), **self.geometry.settings}
 
     def network(self) -> IOG:
         """The network with the averaged weights, in evaluation mode."""
         network = IOG(self.spec)
         network.load_state_dict(self.weights)
         return network.eval()
+
+
+def _reason(error: BaseException) -> str:
+    """In the disk's words: torch raises an error of its own on top of it."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__context__
+    return str(error).partition("\n")[0]
+
+
+def _age(path: Path) -> str:
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%H:%M")

@@ -1,9 +1,20 @@
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from click.testing import CliRunner
 from iog_export.training.cli import train
+from iog_export.training.snapshot import Snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+LAUNCHED = Path(__file__).parent / "launched.py"
+TINY = ["--size", "128", "--batch", "2", "--width", "8", "--threads", "1"]
 
 
 @pytest.fixture
@@ -14,18 +25,27 @@ def folder(shapes):
     return root
 
 
-def test_train_writes_a_checkpoint_and_shows_figures_beside_baselines(folder, tmp_path):
-    out = tmp_path / "run"
-    options = ["--minutes", "0.005", "--size", "128", "--batch", "2", "--width", "8", "--threads", "1"]
-    result = CliRunner().invoke(train, [str(folder), "--out", str(out), *options], catch_exceptions=False)
+def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_from_what_it_wrote(folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    arguments = [str(folder), "--out", str(first), "--minutes", "0.005", *TINY, "--workers", "2", "--device", "cpu"]
+    result = CliRunner().invoke(train, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     for word in ("network", "ellipse", "filled box", "shapes"):
         assert word in result.output
-    contents = torch.load(out / "final.pt", weights_only=True)
+    contents = torch.load(first / "final.pt", weights_only=True)
     assert contents["spec"] == {"backbone": "resnet18", "refine": True, "width": 8, "normalize": True}
     assert contents["crop"]["relax_fraction"] == 0.12
     assert contents["guidance"] == {"size": 128, "fwhm": 2.5}
     assert contents["provenance"]["data"] == {"shapes": 6}
+    assert contents["provenance"]["init"] is None
+    assert list((first / "tensorboard").iterdir())
+
+    options = ["--minutes", "0.001", "--threads", "1", "--batch", "2", "--init", str(first / "final.pt")]
+    result = CliRunner().invoke(train, [str(folder), "--out", str(second), *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    snapshot = Snapshot.read(second / "final.pt")
+    assert (snapshot.spec.width, snapshot.geometry.crop.size) == (8, 128)
+    assert snapshot.provenance["init"].startswith("final.pt, sha256 ")
 
 
 @pytest.mark.parametrize(
@@ -34,12 +54,14 @@ def test_train_writes_a_checkpoint_and_shows_figures_beside_baselines(folder, tm
         (["--resume"], "no last.pt to go on from"),
         (["--size", "200"], "200 is no multiple of 64"),
         (["--minutes", "0"], "--minutes"),
+        (["--init", "default", "--width", "32"], "width is 64 there and 32 here: leave such options out"),
+        (["--init", "default", "--backbone", "resnet50"], "backbone is resnet18 there and resnet50 here"),
     ],
 )
 def test_wrong_options_are_refused_with_a_reason(folder, tmp_path, options, expected):
     result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), "--minutes", "1", *options])
     assert result.exit_code == 2
-    assert expected in result.output
+    assert expected in " ".join(result.output.replace("│", " ").split())
 
 
 def test_a_started_run_is_not_overwritten(folder, tmp_path):
@@ -48,3 +70,59 @@ def test_a_started_run_is_not_overwritten(folder, tmp_path):
     result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), "--minutes", "1"])
     assert result.exit_code == 2
     assert "--resume" in result.output
+
+
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "iog.cli", "train", *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_stopped_and_then_killed_it_keeps_its_last_checkpoint(folder, tmp_path):
+    out = tmp_path / "run"
+    arguments = [str(folder), "--out", str(out), "--minutes", "1000", *TINY]
+    with started(arguments) as process:
+        wait_for(process, lambda: (out / "tensorboard").exists())
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate()
+    assert process.returncode == 130
+    assert "go on with --resume" in " ".join(shown.split())
+    before = Snapshot.read(out / "last.pt").resume
+    assert before is not None
+
+    with started([*arguments, "--resume"]) as process:
+        wait_for(process, lambda: len(list((out / "tensorboard").iterdir())) == 2)
+        process.kill()
+    after = Snapshot.read(out / "last.pt").resume
+    assert after is not None
+    assert after["steps"] == before["steps"] >= 1
+
+
+def test_two_processes_of_torchrun_train_one_network(folder, tmp_path):
+    out = tmp_path / "run"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(LAUNCHED), str(out)]
+    options = ["--minutes", "1", "--accumulate", "2", "--device", "cpu", *TINY]
+    done = subprocess.run([sys.executable, *launch, str(folder), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("filled box") == 1
+    assert "2 processes" in " ".join(done.stderr.split())
+    one, other = (torch.load(out / f"{rank}.pt") for rank in (0, 1))
+    for view in (one, other):
+        assert (view["processes"], view["steps"], view["seconds"]) == (2, 2, 60.0)
+        assert view["passes"] == 2 * 2 * 2 * 4  # processes, accumulated batches, steps, samples
+    assert all(torch.equal(a, b) for a, b in zip(one["parameters"], other["parameters"], strict=True))
+    assert not torch.equal(one["first_batch"], other["first_batch"])
+    assert len(list((out / "tensorboard").iterdir())) == 1
+    assert Snapshot.read(out / "final.pt").provenance["passes"] == one["passes"]
+
+
+def test_validating_on_what_is_trained_on_is_refused(folder, tmp_path):
+    (folder / "mixed.txt").write_text("shapes/7\nshapes/2\n")
+    options = ["--minutes", "1", "--val-list", str(folder / "mixed.txt")]
+    result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), *options])
+    assert result.exit_code == 2
+    assert "1 of its photographs, such as shapes/2, are trained on" in " ".join(result.output.replace("│", " ").split())

@@ -1,15 +1,22 @@
+import signal
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from iog_export.networks import NetworkSpec
-from iog_export.training.data import DataSet
-from iog_export.training.evaluation import Protocol, evaluate, summarize, torch_segmenter
-from iog_export.training.loop import Plan, Trainer, add_corrections
-from iog_export.training.samples import Batches, Geometry, Stage
+from iog_export.networks import IOG, NetworkSpec
+from iog_export.networks.resnet import ARCHITECTURES, Architecture, BasicBlock
+from iog_export.training.initial import Initial
+from iog_export.training.interrupt import stop_asked
+from iog_export.training.loop import Stopped, Trainer
+from iog_export.training.machine import Machine
+from iog_export.training.plan import CLICKS_FROM_TRAINED, Plan
+from iog_export.training.samples import Batch, Batches, Geometry, Stage
+from iog_export.training.segmenter import torch_segmenter
 from iog_export.training.snapshot import Snapshot, SnapshotError
+from iog_export.training.validation import summarize
 
 # In Python 3.12 and above: the loading process shares the photographs' memory.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -17,90 +24,79 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:De
 SPEC = NetworkSpec("resnet18", refine=True, width=8, normalize=True)
 
 
+@pytest.fixture(autouse=True)
+def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block a layer: half the weights, and all that a training consists of."""
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", Architecture(BasicBlock, (1, 1, 1, 1)))
+
+
 @pytest.fixture
 def plan(geometry: Geometry) -> Plan:
-    stages = ((0.0, Stage(64, 8)),)
-    return Plan(SPEC, geometry, minutes=1, stages=stages, learning_rate=2e-3, average=0.9, warm_up=0.0)
+    stages = ((0.0, Stage(64, 2)),)
+    return Plan(SPEC, geometry, minutes=1, stages=stages, learning_rate=2e-3, average=0.9, warm_up=0.0, norm_crops=4)
 
 
-@pytest.fixture
-def targets(shapes):
-    return DataSet.read(*shapes).targets
+def batches(data, geometry: Geometry, size: int, number: int) -> list[Batch]:
+    return list(islice(Batches(data, geometry, [Stage(64, size)], torch.tensor(0), seed=(0,)), number))
 
 
-def test_rate_rises_then_falls_to_nothing(plan: Plan):
-    plan = replace(plan, warm_up=0.1)
-    rates = [plan.rate(p) for p in (0.0, 0.05, 0.1, 0.5, 1.0, 1.5)]
-    assert rates[0] < rates[1] < rates[2] == plan.learning_rate
-    assert rates[2] > rates[3] > rates[4] == rates[5] == pytest.approx(plan.learning_rate / 1000)
+def twenty_seconds_a_step():
+    """A clock that is looked at once a step, three times a minute."""
+    return count(0.0, 20.0).__next__
 
 
-def test_stages_and_clicks_follow_the_time(plan: Plan):
-    plan = replace(plan, stages=((0.0, Stage(64, 2)), (0.5, Stage(96, 1))), clicks_from=0.2)
-    assert [plan.stage(p) for p in (0.0, 0.49, 0.5, 1.2)] == [0, 0, 1, 1]
-    rng = np.random.default_rng(0)
-    early, middle, late = ({plan.corrections(p, rng) for _ in range(200)} for p in (0.1, 0.3, 0.9))
-    assert early == {0}
-    assert middle == {0, 1}
-    assert late == {0, 1, 2, 3, 4}
+class Watcher:
+    """A monitor that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.sizes: list[int] = []
+        self.validations: list[tuple[int, tuple[int, ...]]] = []
+
+    def stepped(self, status):
+        self.steps.append(status.steps)
+        self.sizes.append(status.size)
+
+    def validated(self, status, figures, pictures):
+        self.validations.append((figures["shapes"].objects, pictures.shape))
 
 
-def test_training_lowers_the_loss_and_raises_the_iou(plan: Plan, targets, geometry, tmp_path):
+def test_training_lowers_the_loss_and_raises_the_iou(plan: Plan, shapes_data, geometry, tmp_path):
     trainer = Trainer(plan, tmp_path)
-    batches = iter(Batches(targets, geometry, [Stage(64, 8)], torch.tensor(0), seed=0))
-    rng = np.random.default_rng(0)
     losses = []
-    for _ in range(20):
-        losses.append(trainer.step(next(batches), rng))
+    for batch in batches(shapes_data, geometry, 8, 20):
+        losses.append(trainer.step([batch]))
         trainer.seconds += 1.5  # correction clicks come in
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
     segment = torch_segmenter(trainer.averaged, geometry.crop, geometry.guidance)
-    trained = summarize(evaluate(segment, targets, Protocol(clicks=4)))["shapes"].mean_iou
+    some = shapes_data.only(shapes_data.items[:4])
+    trained = summarize(segment, some)["shapes"].iou
     untrained = torch_segmenter(Trainer(plan, tmp_path).averaged, geometry.crop, geometry.guidance)
-    before = summarize(evaluate(untrained, targets, Protocol(clicks=3)))["shapes"].mean_iou
-    assert trained[0] > max(before[0] + 0.2, 0.6)
+    before = summarize(untrained, some)["shapes"].iou
+    assert trained[3] > max(before[3] + 0.2, 0.6)
 
 
-def test_correction_is_drawn_where_the_mask_is_wrong(plan: Plan, targets, geometry, tmp_path):
-    batch = next(iter(Batches(targets, geometry, [Stage(64, 4)], torch.tensor(0), seed=0)))
-    network = Trainer(plan, tmp_path).network.eval()
-    with torch.no_grad():
-        outputs = network(batch.inputs.float())
-    nothing = outputs._replace(logits=torch.full_like(outputs.logits, -1.0))
-    clicks = batch.inputs[:, 3:].numpy().copy()
-    add_corrections(clicks, nothing, batch, geometry.guidance, np.random.default_rng(0))
-    before = batch.inputs[:, 3:].numpy()
-    assert (clicks[:, 1] == before[:, 1]).all()
-    for heat, old, target in zip(clicks[:, 0], before[:, 0], batch.target[:, 0].numpy(), strict=True):
-        new = (heat == 255) & (old < 255)
-        assert (new.sum(), target[new].all()) in {(1, True), (0, True)}
-    assert (clicks[:, 0] != before[:, 0]).any()
-
-
-def test_killed_training_goes_on_where_it_was(plan: Plan, targets, tmp_path):
-    plan = replace(plan, save_every_s=0.0, stages=((0.0, Stage(64, 2)),))
+def test_a_killed_training_goes_on_where_it_was(plan: Plan, shapes_data, tmp_path):
+    plan = replace(plan, save_every_s=0.0)
 
     class Killed(Exception):
         pass
 
     class Fragile(Trainer):
-        def step(self, batch, rng):
-            if self.steps == 3:
+        def step(self, batches):
+            if self.steps == 2:
                 raise Killed
-            return super().step(batch, rng)
-
-    def ten_seconds_a_step():
-        return count(0.0, 10.0).__next__
+            return super().step(batches)
 
     with pytest.raises(Killed):
-        Fragile(plan, tmp_path, ten_seconds_a_step()).run(targets)
-    trainer = Trainer(plan, tmp_path, ten_seconds_a_step()).resumed(tmp_path / "last.pt")
-    assert (trainer.steps, trainer.passes, trainer.progress) == (3, 6, 0.5)
-    lines: list[str] = []
-    final = trainer.run(targets, report=lines.append)
-    assert (trainer.steps, trainer.passes, trainer.progress) == (6, 12, 1.0)
-    assert "loss" in lines[-1]
-    assert final.provenance["passes"] == 12
+        Fragile(plan, tmp_path, clock=twenty_seconds_a_step()).run(shapes_data)
+    trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step()).resumed(tmp_path / "last.pt")
+    assert (trainer.steps, trainer.passes, trainer.seconds) == (2, 4, 40.0)
+    watcher = Watcher()
+    final = trainer.run(shapes_data, monitors=[watcher])
+    assert (trainer.steps, trainer.passes, trainer.progress) == (3, 6, 1.0)
+    assert watcher.steps == [3]
+    assert final.provenance["passes"] == 6
     loaded = Snapshot.read(tmp_path / "final.pt")
     assert (loaded.spec, loaded.geometry, loaded.resume) == (SPEC, plan.geometry, None)
     assert all(torch.equal(loaded.weights[k], v) for k, v in final.weights.items())
@@ -109,25 +105,153 @@ def test_killed_training_goes_on_where_it_was(plan: Plan, targets, tmp_path):
         Trainer(plan, tmp_path).resumed(tmp_path / "final.pt")
 
 
-def test_checkpoint_of_another_architecture_is_refused(plan: Plan, tmp_path):
-    Trainer(plan, tmp_path).snapshot().write(tmp_path / "last.pt")
-    wider = replace(plan, spec=replace(SPEC, width=16))
-    with pytest.raises(SnapshotError, match=r"width=8.*width=16"):
-        Trainer(wider, tmp_path).resumed(tmp_path / "last.pt")
+def test_a_resumed_training_gives_what_an_unbroken_one_gives(plan: Plan, shapes_data, geometry, tmp_path):
+    plan = replace(plan, clicks=CLICKS_FROM_TRAINED)
+    given = batches(shapes_data, geometry, 2, 3)
+
+    def steps(trainer: Trainer, some: list[Batch]) -> Trainer:
+        for batch in some:
+            trainer.step([batch])
+            trainer.seconds += 20
+        return trainer
+
+    unbroken = steps(Trainer(plan, tmp_path), given)
+    steps(Trainer(plan, tmp_path), given[:1]).snapshot().write(tmp_path / "last.pt")
+    resumed = steps(Trainer(replace(plan, validate_every_s=1), tmp_path).resumed(tmp_path / "last.pt"), given[1:])
+    for one, other in ((unbroken.network, resumed.network), (unbroken.averaged, resumed.averaged)):
+        expected = one.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
-def test_other_files_are_no_checkpoints(tmp_path, content):
-    path = tmp_path / "last.pt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SnapshotError, match=r"last\.pt"):
-        Snapshot.read(path)
+def test_accumulated_batches_make_one_step_of_all_of_them(plan: Plan, shapes_data, geometry, tmp_path):
+    first, second = batches(shapes_data, geometry, 2, 2)
+    trainers = [Trainer(plan, tmp_path) for _ in range(3)]
+    gradients = []
+    for trainer, given in zip(trainers, ([first], [second], [first, second]), strict=True):
+        trainer.optimizer.step = lambda: None  # type: ignore[method-assign]  # only look
+        trainer.plan = replace(plan, clip=1e9)
+        trainer.step(given)
+        gradients.append(trainer.network.Coarse_net.laterals[0][0].weight.grad)
+    assert trainers[2].steps == 1
+    assert trainers[2].passes == 4
+    torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_validation_is_kept_in_the_history(plan: Plan, targets, tmp_path):
-    trainer = Trainer(plan, tmp_path)
-    summaries = trainer.validate(targets[:2])
-    assert summaries["shapes"].objects == 2
-    assert trainer.history[0]["size"] == 64
-    assert len(trainer.history[0]["shapes"]["mean_iou"]) == 3
+def test_gradients_in_half_precision_are_scaled_and_an_overflow_skips_the_step(plan, shapes_data, geometry, tmp_path):
+    trainer = Trainer(plan, tmp_path, Machine(arithmetic=torch.float16))
+    batch, weight = batches(shapes_data, geometry, 2, 1), trainer.network.backbone.conv1.weight
+    trainer.scaler.scale(torch.zeros(()))  # begins to scale
+    for scale, moves in ((2.0**40, False), (16.0, True)):
+        trainer.scaler.update(scale)
+        before = weight.clone()
+        assert np.isfinite(trainer.step(batch))
+        assert torch.equal(before, weight) != moves
+        assert trainer.scaler.get_scale() == (scale if moves else scale / 2)
+    trainer.snapshot().write(tmp_path / "last.pt")
+    again = Trainer(plan, tmp_path, Machine(arithmetic=torch.float16)).resumed(tmp_path / "last.pt")
+    assert again.scaler.state_dict() == trainer.scaler.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"spec": replace(SPEC, width=16)}, "width is 8 there and 16 here"),
+        (
+            {"learning_rate": 1e-3, "minutes": 2},
+            "minutes is 1 there and 2 here; learning_rate is 0.002 there and 0.001",
+        ),
+        ({"stages": ((0.0, Stage(64, 4)),)}, r"stages is \[\[0.0, 64, 2\]\] there and \[\[0.0, 64, 4\]\] here"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_with_the_differences(plan: Plan, tmp_path, change, problem):
+    Snapshot(SPEC, plan.geometry, IOG(SPEC).state_dict(), resume={"settings": plan.settings}).write(
+        tmp_path / "last.pt"
+    )
+    other = replace(plan, **change)
+    with pytest.raises(SnapshotError, match=problem):
+        Trainer(other, tmp_path).resumed(tmp_path / "last.pt")
+
+
+def test_a_checkpoint_that_lacks_what_it_takes_to_go_on_is_refused(plan: Plan, tmp_path):
+    Snapshot(SPEC, plan.geometry, {}, resume={}).write(tmp_path / "last.pt")
+    with pytest.raises(SnapshotError, match="holds no training to go on with: 'network'"):
+        Trainer(plan, tmp_path).resumed(tmp_path / "last.pt")
+
+
+def test_the_user_stops_it_with_a_checkpoint_and_it_says_how_to_go_on(plan: Plan, shapes_data, tmp_path):
+    class Interrupter(Watcher):
+        def stepped(self, status):
+            super().stepped(status)
+            if status.steps == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
+    with stop_asked() as stop, pytest.raises(Stopped, match=r"after 0.7 of 1 minutes; .*last\.pt holds.*--resume"):
+        trainer.run(shapes_data, monitors=[Interrupter()], stop=stop)
+    assert Trainer(plan, tmp_path).resumed(tmp_path / "last.pt").steps == 2
+    assert not (tmp_path / "final.pt").exists()
+    with pytest.raises(KeyboardInterrupt):  # afterwards, as ever
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_full_disk_ends_it_and_leaves_the_last_checkpoint(plan: Plan, shapes_data, tmp_path, monkeypatch):
+    plan = replace(plan, save_every_s=0.0)
+
+    class Filler(Watcher):
+        def stepped(self, status):
+            super().stepped(status)
+            if status.steps == 2:
+
+                def full(*arguments: object) -> None:
+                    raise OSError(28, "No space left on device")
+
+                monkeypatch.setattr(torch, "save", full)
+
+    with pytest.raises(SnapshotError, match=r"last\.pt cannot be written: No space left on device; the one of"):
+        Trainer(plan, tmp_path, clock=twenty_seconds_a_step()).run(shapes_data, monitors=[Filler()])
+    assert [path.name for path in tmp_path.glob("*.p*")] == ["last.pt"]
+    assert Trainer(plan, tmp_path).resumed(tmp_path / "last.pt").steps == 1
+
+
+def test_validations_are_shown_with_pictures_and_kept_in_the_history(plan: Plan, shapes_data, tmp_path):
+    plan = replace(plan, validate_every_s=20.0, stages=((0.0, Stage(64, 2)), (0.5, Stage(96, 2))))
+    watcher = Watcher()
+    trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
+    trainer.run(shapes_data, shapes_data.only(shapes_data.items[:2]), [watcher])
+    assert [objects for objects, _ in watcher.validations] == [2, 2, 2]
+    assert watcher.validations[0][1] == (2 * 64, 3 * 64, 3)
+    assert {64, 96} >= set(watcher.sizes)
+    assert [entry["size"] for entry in trainer.history] == [64, 96, 96]
+    assert list(trainer.history[0]["shapes"]["iou"]) == [3, 4, 5]
+
+
+def test_the_end_measures_batch_norms_at_the_deployed_size(plan: Plan, shapes_data, tmp_path):
+    trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
+    lagging = {}
+
+    class Last(Watcher):
+        def stepped(self, status):
+            lagging.update({k: v.clone() for k, v in trainer.averaged.state_dict().items()})
+
+    final = trainer.run(shapes_data, monitors=[Last()])
+    changed = {name for name, value in final.weights.items() if not torch.equal(value, lagging[name])}
+    assert "backbone.bn1.running_mean" in changed
+    assert all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in changed)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_training_can_start_from_a_trained_network(plan: Plan, shapes_data, geometry, tmp_path, folded):
+    network = IOG(SPEC).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    trainer = Trainer(plan, tmp_path).started_from(Initial(network, "some.pt", 64, folded), shapes_data)
+    inputs = batches(shapes_data, geometry, 2, 1)[0].inputs.float()
+    with torch.no_grad():
+        expected = network(inputs).logits
+        for started in (trainer.network.eval(), trainer.averaged):
+            torch.testing.assert_close(started(inputs).logits, expected, rtol=1e-3, atol=1e-3)
+    mean = "backbone.bn1.running_mean"
+    assert torch.equal(trainer.network.state_dict()[mean], before[mean]) != folded
+    with pytest.raises(SnapshotError, match=r"some\.pt is another network: width is 8 there and 16 here"):
+        Trainer(replace(plan, spec=replace(SPEC, width=16)), Path()).started_from(
+            Initial(network, "some.pt", 64, folded), shapes_data
+        )

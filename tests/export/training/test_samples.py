@@ -1,15 +1,20 @@
+from itertools import islice
+
 import numpy as np
+import pytest
 import torch
+from iog_export.datasets import DataError, DataSet, Photograph, Target
+from iog_export.datasets.folders import Folders
+from iog_export.datasets.labelmap import LabelMap
 from iog_export.training import augment
-from iog_export.training.data import DataSet, Photograph, Target
-from iog_export.training.samples import Batches, Geometry, Stage, prompted
+from iog_export.training.samples import Batches, Geometry, Stage, looseness, prompted
+from torch.utils.data import DataLoader
 
 
 def target_of(labels, pixels=None):
     pixels = np.full((*labels.shape, 3), 200, np.uint8) if pixels is None else pixels
-    ys, xs = np.nonzero(labels == 1)
-    bounds = (int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1)
-    return Target(Photograph("shapes/one", pixels, labels), 1, bounds, int((labels == 1).sum()))
+    photograph = Photograph("shapes/one", pixels, LabelMap(labels))
+    return Target(photograph.labels.items(photograph.name)[0], photograph)
 
 
 def test_geometry_at_another_size_sees_the_same_share_of_the_crop(geometry: Geometry):
@@ -41,23 +46,21 @@ def test_void_and_what_lies_outside_the_photograph_is_unknown():
     assert not (scene.target & ~scene.known & scene.inside).sum() > 0.05 * scene.target.sum()
 
 
-def test_occluder_hides_at_most_half_of_the_target(shapes):
-    targets = DataSet.read(*shapes).targets
+def test_occluder_hides_at_most_half_of_the_target(shapes_data):
     changed = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        scene = augment.scene(targets[0], 64, rng)
-        covered = augment.occluded(scene, augment.scene(targets[1], 64, rng), rng)
+        scene = augment.scene(shapes_data[0], 64, rng)
+        covered = augment.occluded(scene, augment.scene(shapes_data[1], 64, rng), rng)
         assert not (covered.target & ~scene.target).any()
         assert covered.target.sum() >= 0.5 * scene.target.sum()
         changed += bool((covered.pixels != scene.pixels).any())
     assert changed
 
 
-def test_transplanted_target_keeps_its_pixels(shapes):
-    targets = DataSet.read(*shapes).targets
+def test_transplanted_target_keeps_its_pixels(shapes_data):
     rng = np.random.default_rng(0)
-    scene, back = augment.scene(targets[0], 64, rng), augment.scene(targets[1], 64, rng)
+    scene, back = augment.scene(shapes_data[0], 64, rng), augment.scene(shapes_data[1], 64, rng)
     moved = augment.transplanted(scene, back)
     core = scene.target.copy()
     core[1:, :] &= scene.target[:-1, :]
@@ -77,11 +80,10 @@ def test_recolouring_leaves_the_padding_black():
         assert not augment.recoloured(crop, inside, np.random.default_rng(seed))[~inside].any()
 
 
-def test_samples_are_clicked_inside_the_target_and_cornered_around_it(shapes, geometry: Geometry):
-    targets = DataSet.read(*shapes).targets
+def test_samples_are_clicked_inside_the_target_and_cornered_around_it(shapes_data, geometry: Geometry):
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        sample = prompted(augment.scene(targets[seed % 8], 64, rng), geometry, rng)
+        sample = prompted(augment.scene(shapes_data[seed % 8], 64, rng), geometry, rng)
         assert sample is not None
         foreground, background = sample.inputs[3], sample.inputs[4]
         y, x = np.unravel_index(int(foreground.argmax()), foreground.shape)
@@ -93,14 +95,49 @@ def test_samples_are_clicked_inside_the_target_and_cornered_around_it(shapes, ge
         assert within.sum() > 0.85 * sample.target.sum()
 
 
-def test_batches_follow_the_shared_stage_and_the_seed(shapes, geometry: Geometry):
-    targets = DataSet.read(*shapes).targets
+def test_batches_follow_the_shared_stage_and_the_seed(shapes_data, geometry: Geometry):
     current = torch.tensor(0)
     stages = (Stage(64, 3), Stage(96, 2))
-    batches, again = (iter(Batches(targets, geometry, stages, current, seed=1)) for _ in range(2))
+    batches, again = (iter(Batches(shapes_data, geometry, stages, current, seed=(1,))) for _ in range(2))
     first, same = next(batches), next(again)
     assert first.inputs.shape == (3, 5, 64, 64)
     assert first.target.shape == first.known.shape == (3, 1, 64, 64)
     assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
     current.fill_(1)
     assert next(batches).inputs.shape == (2, 5, 96, 96)
+
+
+def test_unreadable_photographs_are_passed_over_unless_all_are(shapes, geometry: Geometry, caplog):
+    root, names = shapes
+    for unreadable in ("0", "1"):
+        data = DataSet.open(Folders(root, names[:2]))
+        image = root / "shapes" / "images" / f"{unreadable}.jpg"
+        image.write_bytes(image.read_bytes()[:-400])
+        batches = iter(Batches(data, geometry, [Stage(64, 8)], torch.tensor(0), seed=(0,)))
+        if unreadable == "0":
+            assert next(batches).inputs.shape == (8, 5, 64, 64)
+            assert "passed over" in caplog.text
+            assert "0.jpg: " in caplog.text
+    with pytest.raises(DataError, match=r"[01]\.jpg: "):
+        next(batches)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of Python 3.12 and above
+def test_every_loading_process_has_a_stream_of_its_own(shapes_data, geometry: Geometry):
+    batches = Batches(shapes_data, geometry, [Stage(64, 2)], torch.tensor(0), seed=(1,))
+    loader = DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    first, second = islice(loader, 2)
+    assert not torch.equal(first.inputs, second.inputs)
+    assert torch.equal(first.inputs, next(iter(batches)).inputs)
+
+
+def test_boxes_are_drawn_by_careful_careless_and_even_hands():
+    rng = np.random.default_rng(0)
+    sides = np.array([looseness(rng) for _ in range(4000)])  # left, top, right, bottom
+    assert sides.min() >= -0.02
+    assert sides.max() <= 0.22
+    smallest, spread = sides.min(axis=1), np.ptp(sides, axis=1)
+    # Independent sides of up to 20 % are all over 10 % once in 27 boxes; one looseness is, in half of them.
+    assert 0.15 < (smallest > 0.10).mean() < 0.25
+    assert (sides.max(axis=1) <= 0.08).mean() > 0.35
+    assert (spread > 0.12).mean() > 0.1

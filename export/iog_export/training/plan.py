@@ -1,0 +1,94 @@
+"""What a training is to do: its network, and a schedule in shares of its time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from iog_export.networks import NetworkSpec
+
+from .samples import Geometry, Stage
+
+# (share of the time from which it holds, probabilities of 0, 1, 2, ... correction clicks on a batch)
+ClickSchedule: TypeAlias = tuple[tuple[float, tuple[float, ...]], ...]
+
+# A network that knows nothing learns most from the first mask; one that segments already is corrected from the start.
+CLICKS_FROM_SCRATCH: ClickSchedule = ((0.0, (1.0,)), (0.2, (0.6, 0.4)), (0.5, (0.35, 0.35, 0.17, 0.08, 0.05)))
+CLICKS_FROM_TRAINED: ClickSchedule = ((0.0, (0.5, 0.35, 0.1, 0.05)), (0.5, (0.35, 0.35, 0.17, 0.08, 0.05)))
+
+LEARNING_RATE_FROM_SCRATCH = 2e-3
+LEARNING_RATE_FROM_TRAINED = 5e-4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training.
+
+    minutes: its time, the only bound.
+    stages: (share of the time at which it begins, what the network then sees); small crops first: early on, passes
+        teach more than pixels. clicks: see ClickSchedule. Both begin at 0.
+    accumulate: batches a step.
+    learning_rate, weight_decay: of AdamW, at the peak and on weights alone; clip: of the gradient's norm.
+    average: decay, per step, of the averaged weights, which are the ones that are kept.
+    norm_crops: over how many crops the averaged weights' batch norms are measured at the end.
+    save_every_s, validate_every_s: of the training's time, in seconds.
+    """
+
+    spec: NetworkSpec
+    geometry: Geometry
+    minutes: float
+    stages: tuple[tuple[float, Stage], ...] = (
+        (0.0, Stage(128, 20)),
+        (0.55, Stage(192, 14)),
+        (0.78, Stage(256, 10)),
+    )
+    clicks: ClickSchedule = CLICKS_FROM_SCRATCH
+    accumulate: int = 1
+    learning_rate: float = LEARNING_RATE_FROM_SCRATCH
+    warm_up: float = 0.04
+    weight_decay: float = 0.02
+    clip: float = 2.0
+    average: float = 0.997
+    norm_crops: int = 320
+    seed: int = 0
+    save_every_s: float = 180.0
+    validate_every_s: float = 600.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what the training gives, by name: what a checkpoint to go on from must agree with."""
+        named = ("spec", "geometry", "stages", "clicks", "save_every_s", "validate_every_s", "provenance")
+        return {
+            **asdict(self.spec),
+            **self.geometry.settings,
+            **{name: value for name, value in vars(self).items() if name not in named},
+            "stages": [[start, *stage] for start, stage in self.stages],
+            "clicks": [[start, *shares] for start, shares in self.clicks],
+        }
+
+    def stage(self, progress: float) -> int:
+        """The index of the stage at this share of the time."""
+        return max(i for i, (start, _) in enumerate(self.stages) if start <= max(progress, 0.0))
+
+    def rate(self, progress: float) -> float:
+        """One cycle: a linear rise, then half a cosine down to a thousandth."""
+        if progress < self.warm_up:
+            return self.learning_rate * (0.05 + 0.95 * progress / self.warm_up)
+        fall = min((progress - self.warm_up) / (1 - self.warm_up), 1.0)
+        return self.learning_rate * (0.001 + 0.999 * (1 + math.cos(math.pi * fall)) / 2)
+
+    def corrections(self, progress: float, rng: np.random.Generator) -> int:
+        """How many correction clicks to simulate on the next batch."""
+        shares = next(p for start, p in reversed(self.clicks) if start <= max(progress, 0.0))
+        return int(rng.choice(len(shares), p=shares))
+
+
+def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Where two settings disagree, for people; what only one of them names is not compared."""
+    unlike = [name for name in mine if name in theirs and theirs[name] != mine[name]]
+    return [f"{name} is {theirs[name]} there and {mine[name]} here" for name in unlike]

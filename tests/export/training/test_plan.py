@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from iog_export.networks import NetworkSpec
+from iog_export.training.plan import CLICKS_FROM_TRAINED, Plan, differences
+from iog_export.training.samples import Stage
+
+
+@pytest.fixture
+def plan(geometry) -> Plan:
+    return Plan(
+        NetworkSpec("resnet18", width=8), geometry, minutes=1, stages=((0.0, Stage(64, 2)), (0.5, Stage(96, 1)))
+    )
+
+
+def test_rate_rises_then_falls_to_nothing(plan: Plan):
+    plan = replace(plan, warm_up=0.1)
+    rates = [plan.rate(p) for p in (0.0, 0.05, 0.1, 0.5, 1.0, 1.5)]
+    assert rates[0] < rates[1] < rates[2] == plan.learning_rate
+    assert rates[2] > rates[3] > rates[4] == rates[5] == pytest.approx(plan.learning_rate / 1000)
+
+
+def test_stages_and_clicks_follow_the_time(plan: Plan):
+    assert [plan.stage(p) for p in (0.0, 0.49, 0.5, 1.2)] == [0, 0, 1, 1]
+    rng = np.random.default_rng(0)
+    early, middle, late = ({plan.corrections(p, rng) for _ in range(200)} for p in (0.1, 0.3, 0.9))
+    assert (early, middle, late) == ({0}, {0, 1}, {0, 1, 2, 3, 4})
+
+
+def test_a_network_that_segments_already_is_corrected_from_the_start(plan: Plan):
+    plan = replace(plan, clicks=CLICKS_FROM_TRAINED)
+    rng = np.random.default_rng(0)
+    assert {plan.corrections(0.0, rng) for _ in range(200)} == {0, 1, 2, 3}
+
+
+def test_plans_differ_in_what_decides_the_result_and_in_nothing_else(plan: Plan):
+    other = replace(plan, learning_rate=1e-3, spec=NetworkSpec("resnet18", width=16), save_every_s=1.0)
+    assert differences(plan.settings, other.settings) == [
+        "width is 8 there and 16 here",
+        "learning_rate is 0.002 there and 0.001 here",
+    ]
+    assert differences({}, plan.settings) == []
