@@ -1,7 +1,7 @@
 """Bundles with small but real ONNX graphs, and a photograph to click on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from iog import Box, Point, Prompt
 from iog.arrays import UInt8Array
+from iog.backends import NAMES, open_backend
 from iog.bundle import (
     CropInfo,
     GraphInfo,
@@ -23,6 +24,7 @@ from iog.bundle import (
     TensorInfo,
     write_bundle,
 )
+from iog.errors import BackendUnavailable
 from onnx import numpy_helper
 
 # no deadline: nothing here asserts how fast this machine is; the same examples everywhere
@@ -168,6 +170,30 @@ def _write(path: Path, texts: Mapping[str, str]) -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     # pycocotools up to 2.0.11 on numpy 2, in coco.decode
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run on every backend are skipped on those that this machine has no device for, and say which."""
+    missing = {}
+    for name in NAMES:
+        try:
+            open_backend(name)
+        except BackendUnavailable as e:
+            missing[name] = str(e)
+    for item in items:
+        for value in (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        ):
+            if isinstance(value, str) and value in missing:
+                item.add_marker(pytest.mark.skip(reason=f"backend {value}: {missing[value]}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What engines keep between runs goes elsewhere than at home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

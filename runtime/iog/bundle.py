@@ -30,6 +30,7 @@ _Tensor: TypeAlias = tuple[str, tuple[int | str, ...]]  # dtype, and shape but f
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a model
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]  # no path leads out of the bundle
+EngineFile = Annotated[str, Field(pattern=r"^engines/[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}/[a-z]{1,32}\.engine$")]
 
 
 class _Model(BaseModel):
@@ -59,6 +60,28 @@ class GraphInfo(_Model):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     macs: int = Field(ge=0)
+
+
+class StoredFile(_Model):
+    """A file of the bundle that is read when it is needed."""
+
+    file: EngineFile
+    sha256: Sha256
+
+
+class EngineInfo(_Model):
+    """TensorRT engines of all graphs, built from them for one version of one API and for certain GPUs.
+
+    gpu: a compute capability, "sm90", or "sm80+" for all from there on. precision: of the arithmetic.
+    max_logit_error: against torch, as in `Proof`, run on such a GPU; None where none was at hand when they were built.
+    """
+
+    api: Literal["tensorrt", "tensorrt_rtx"]
+    version: str = Field(pattern=r"^[0-9A-Za-z.]{1,32}$")
+    gpu: str = Field(pattern=r"^sm[0-9]{2,3}\+?$")
+    precision: Literal["fp32", "fp16", "int8"]
+    graphs: dict[str, StoredFile]
+    max_logit_error: float | None = Field(default=None, ge=0)
 
 
 class NetworkInfo(_Model):
@@ -98,6 +121,34 @@ class Provenance(_Model):
     versions: dict[str, str]
 
 
+class Accuracy(_Model):
+    """Mean IoU of a simulated annotator's masks on photographs with object masks, by number of clicks.
+
+    iou: of the bundle as deployed; torch: of the network that it was made from, in fp32.
+    """
+
+    data: str
+    objects: int = Field(gt=0)
+    iou: dict[int, float]
+    torch: dict[int, float]
+
+
+class Quantization(_Model):
+    """How the layers were chosen that are int8.
+
+    objects: that ranges and losses were measured on; 0 if the proof's photographs gave the ranges and all layers are
+        int8. damage: by "graph layer", 1 - IoU between the masks without and with this layer alone in int8.
+    kept_float: the layers whose damage was too large. loss: of mean IoU, in all, on objects that gave no ranges, which
+        had to be at most max_loss.
+    """
+
+    objects: int = Field(ge=0)
+    damage: dict[str, float] = {}
+    kept_float: tuple[str, ...] = ()
+    loss: float | None = None
+    max_loss: float | None = None
+
+
 class Proof(_Model):
     """How far the graphs are from torch, over all cases.
 
@@ -111,14 +162,17 @@ class Proof(_Model):
     logit_tolerance: float = Field(gt=0)
     mask_disagreement: float = Field(ge=0)
     mask_tolerance: float = Field(gt=0)
+    quantization: Quantization | None = None
+    accuracy: Accuracy | None = None
 
 
+FEATURES = ("context", "pooled", "level1", "level2", "detail", "skip")  # in early bundles `skip` is a part of `detail`
 GRAPHS: Mapping[str, Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # kind -> graph -> names of inputs and outputs
     "split": {
-        "encoder": (("image", "guidance"), ("context", "pooled", "level1", "level2", "detail")),
+        "encoder": (("image", "guidance"), FEATURES),
         "click": (("window", "origin"), ("cells",)),
-        "head": (("context", "pooled", "level1", "level2", "detail", "clicks"), ("logits",)),
+        "head": ((*FEATURES, "clicks"), ("logits",)),
     },
     "single": {"network": (("image", "guidance"), ("logits",))},
 }
@@ -136,8 +190,9 @@ class Manifest(_Model):
     guidance: GuidanceInfo
     crop: CropInfo
     threshold: float = Field(gt=0, lt=1)
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8"]
     graphs: dict[str, GraphInfo]
+    engines: tuple[EngineInfo, ...] = ()
     provenance: Provenance
     proof: Proof
 
@@ -146,6 +201,11 @@ class Manifest(_Model):
         expected = GRAPHS[self.kind]
         if set(self.graphs) != set(expected):
             raise ValueError(f"graphs {sorted(self.graphs)}; a {self.kind} bundle has {sorted(expected)}")
+        for engine in self.engines:
+            if set(engine.graphs) != set(expected):
+                raise ValueError(
+                    f"engines of graphs {sorted(engine.graphs)}; a {self.kind} bundle has {sorted(expected)}"
+                )
         files = [MANIFEST, CARD, *(graph.file for graph in self.graphs.values())]
         if len(set(files)) < len(files):
             raise ValueError(f"graph files {files[2:]}; expected different names, none of them {MANIFEST} or {CARD}")
@@ -153,6 +213,8 @@ class Manifest(_Model):
         tensors = outputs | _tensors(GuidanceSpec(self.crop.size, self.guidance.fwhm), outputs)
         for name, names in expected.items():
             graph = self.graphs[name]
+            if self.kind == "split" and "skip" not in tensors:
+                names = tuple(n for n in names[0] if n != "skip"), tuple(n for n in names[1] if n != "skip")
             found = tuple(t.name for t in graph.inputs), tuple(t.name for t in graph.outputs)
             if found != names:
                 raise ValueError(f"graph {name!r} maps {found[0]} to {found[1]}; expected {names[0]} to {names[1]}")
@@ -211,8 +273,12 @@ class Bundle:
         """
         root = Path(path) if path is not None else DEFAULT_BUNDLE
         manifest, digest = read_manifest(root)
-        graphs = {name: _read_graph(root, graph) for name, graph in manifest.graphs.items()}
+        graphs = {name: _read(root, graph.file, graph.sha256) for name, graph in manifest.graphs.items()}
         return cls(root, manifest, digest, graphs)
+
+    def engine(self, stored: StoredFile) -> bytes:
+        """Read one of the manifest's engines. Raises BundleError if it is missing or was changed."""
+        return _read(self.path, stored.file, stored.sha256)
 
 
 def read_manifest(root: Path) -> tuple[Manifest, str]:
@@ -243,10 +309,17 @@ def read_manifest(root: Path) -> tuple[Manifest, str]:
 
 
 def write_bundle(
-    root: Path, manifest: Manifest, graphs: Mapping[str, bytes], card: str, *, replace: bool = False
+    root: Path,
+    manifest: Manifest,
+    graphs: Mapping[str, bytes],
+    card: str,
+    *,
+    engines: Mapping[str, bytes] | None = None,
+    replace: bool = False,
 ) -> None:
     """Write a bundle, all of it or nothing: into a directory beside `root` that is renamed when it has been read back.
 
+    engines: by the names that the manifest has for their files.
     Raises BundleError if `root` exists and `replace` is not asked, or `root` is no bundle, or the manifest does not
     describe the graphs.
     """
@@ -264,7 +337,12 @@ def write_bundle(
             (written / manifest.graphs[name].file).write_bytes(data)
         (written / CARD).write_text(card, encoding="utf-8")
         (written / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        Bundle.open(written)
+        for file, data in (engines or {}).items():
+            (written / file).parent.mkdir(parents=True, exist_ok=True)
+            (written / file).write_bytes(data)
+        bundle = Bundle.open(written)
+        for stored in (stored for engine in manifest.engines for stored in engine.graphs.values()):
+            bundle.engine(stored)
         if root.exists():
             root.rename(old)
         try:
@@ -277,16 +355,16 @@ def write_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read_graph(root: Path, graph: GraphInfo) -> bytes:
-    path = root / graph.file
+def _read(root: Path, file: str, sha256: str) -> bytes:
+    path = root / file
     try:
         data = path.read_bytes()
     except OSError as e:
         raise BundleError(f"{path}: {e.strerror}; the bundle is incomplete: copy or export it again") from e
     digest = hashlib.sha256(data).hexdigest()
-    if digest != graph.sha256:
+    if digest != sha256:
         raise BundleError(
-            f"{path}: sha256 {digest[:12]}… ({len(data):,} bytes), the manifest says {graph.sha256[:12]}…; "
+            f"{path}: sha256 {digest[:12]}… ({len(data):,} bytes), the manifest says {sha256[:12]}…; "
             "the file was changed or truncated: copy or export the bundle again"
         )
     return data

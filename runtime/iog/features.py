@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from iog.arrays import Array, FloatArray
+from iog.arrays import Array, FloatArray, Held
 from iog.crop import Crop
 from iog.deadline import NO_DEADLINE, Deadline
 from iog.errors import DeadlineExceeded
@@ -38,7 +38,7 @@ class ClickState(NamedTuple):
 class Features:
     """Encoder outputs of one object, its click map without refinements, and the last click map that was made for it."""
 
-    tensors: Mapping[str, Array]
+    tensors: Mapping[str, Array | Held]
     initial: ClickState
     latest: ClickState
 
@@ -80,6 +80,14 @@ class LRU(Generic[K, V]):
         """Keep a value, evicting the least recently used ones."""
         with self._lock:
             self._put(key, value)
+
+    def evict(self, count: int) -> bool:
+        """Forget the `count` least recently used values; False if there were none."""
+        with self._lock:
+            held = len(self._entries)
+            for _ in range(min(count, held)):
+                self._pop()
+        return held > 0
 
     def get_or_compute(
         self, key: K, compute: Callable[[], V], deadline: Deadline = NO_DEADLINE
@@ -139,5 +147,8 @@ class LRU(Generic[K, V]):
         self._entries[key] = (value, size)
         self.nbytes += size - (previous[1] if previous else 0)
         while self.nbytes > self.budget and len(self._entries) > 1:
-            _, (_, evicted) = self._entries.popitem(last=False)
-            self.nbytes -= evicted
+            self._pop()
+
+    def _pop(self) -> None:
+        _, (_, size) = self._entries.popitem(last=False)
+        self.nbytes -= size

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from iog.arrays import FloatArray, PointArray
-from iog.backends import open_backend
-from iog.backends.base import Backend
+from iog.arrays import Array, FloatArray, PointArray
+from iog.backends import FEATURES_BUDGET, open_backend
+from iog.backends.base import Backend, Graph, open_graphs, stack
+from iog.backends.surgery import pad
+from iog.batcher import Batcher
 from iog.bundle import Bundle
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.deadline import Deadline
+from iog.errors import OutOfMemory
 from iog.features import LRU, ClickState, FeatureKey, Features
 from iog.guidance import windows
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
@@ -24,9 +29,9 @@ from iog.mask import threshold
 from iog.prompt import Prompt
 from iog.segmentation import CacheStatus, Segmentation
 
-FEATURES_BUDGET = 1 << 30
 IMAGES_BUDGET = 512 << 20
 
+T = TypeVar("T")
 ImageCache = LRU[str, Image]
 FeatureCache = LRU[FeatureKey, Features]
 
@@ -62,9 +67,8 @@ class Predictor:
         self.images = images if images is not None else image_cache()
         self._lane = lane or Lane()
         self._limits = limits
-        self._graphs = {
-            name: backend.open(name, bundle.graphs[name], info) for name, info in bundle.manifest.graphs.items()
-        }
+        self._graphs = open_graphs(backend, bundle)
+        self._heads = Batcher(self._run_heads, self._lane, backend.heads)
         if "click" in self._graphs:
             _, channels, *_ = self._graphs["click"].info.outputs[0].shape
             self._click_map_shape = (1, int(channels), bundle.guidance.grid, bundle.guidance.grid)
@@ -84,7 +88,7 @@ class Predictor:
         backend, device, threads: see `iog.backends.open_backend`. features_budget: bytes of encoder outputs to keep.
         Raises BundleError, BackendError.
         """
-        engine = open_backend(backend, device=device, threads=threads)
+        engine = open_backend(backend, device=device, threads=threads, features_budget=features_budget)
         return cls(Bundle.open(bundle), engine, features=feature_cache(features_budget))
 
     def segment(
@@ -162,13 +166,8 @@ class Predictor:
             key, lambda: self._encode(image, crop, clicks, deadline, watch), deadline
         )
         watch.lap("features")
-        with self._lane.turn(Priority.HEAD, deadline):
-            watch.lap("wait")
-            state, count = self._with_refinements(features, clicks)  # (1, 64, g, g)
-            watch.lap("clicks")
-            (logits,) = self._graphs["head"].run({**features.tensors, "clicks": state.map})  # (1, 4g, 4g)
-        watch.lap("head")
-        return logits[0], CacheStatus(held, how, count + len(clicks.initial) * (how == "miss"))
+        logits, count = self._heads.run(_HeadRun(features, clicks, watch), deadline)  # (4g, 4g)
+        return logits, CacheStatus(held, how, count + len(clicks.initial) * (how == "miss"))
 
     def _encode(
         self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch
@@ -176,52 +175,123 @@ class Predictor:
         watch.lap("features")
         encoder = self._graphs["encoder"]
         frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
-        guidance = clicks.guidance(self.bundle.guidance, initial_only=True)[None]  # (1, 2, S, S)
+        guidance = self._guidance(encoder, clicks, initial_only=True)
         watch.lap("crop")
         with self._lane.turn(Priority.ENCODER, deadline):
             watch.lap("wait")
-            outputs = encoder.run({"image": frame, "guidance": guidance})
+            outputs = self._with_room(lambda: encoder.run({"image": frame, **guidance}))
             watch.lap("encoder")
             no_clicks = np.zeros(self._click_map_shape, np.float32)
-            initial = ClickState((), self._add(no_clicks, clicks.initial, clicks.initial[:1], clicks.initial[1:]))
+            new = _NewClicks(no_clicks, clicks.initial, clicks.initial[:1], clicks.initial[1:])
+            (click_map,) = self._with_room(lambda: self._add([new]))
             watch.lap("clicks")
         tensors = {t.name: a for t, a in zip(encoder.info.outputs, outputs, strict=True)}
+        initial = ClickState((), click_map)
         return Features(tensors, initial, initial)
 
-    def _with_refinements(self, features: Features, clicks: NetworkClicks) -> tuple[ClickState, int]:
-        """The click state for all clicks, and how many windows were computed: those of clicks that are new to it."""
-        state = features.latest
-        if clicks.refinements[: len(state.refinements)] != state.refinements:  # undo, or another annotator
-            state = features.initial
-        new = clicks.points[len(clicks.initial) + len(state.refinements) :]  # (n, 2)
-        if len(new):
-            click_map = self._add(state.map, new, clicks.foreground, clicks.background)
-            state = features.latest = ClickState(clicks.refinements, click_map)
-        return state, len(new)
+    def _run_heads(self, runs: Sequence[_HeadRun]) -> list[tuple[FloatArray, int]]:
+        """The logits of each, (4g, 4g), and how many of its windows were computed."""
+        for run in runs:
+            run.watch.lap("wait")
+        states, counts = self._with_room(lambda: self._with_refinements(runs))
+        for run in runs:
+            run.watch.lap("clicks")
+        names = runs[0].features.tensors
+        inputs = {name: stack([run.features.tensors[name] for run in runs]) for name in names}
+        inputs["clicks"] = stack([state.map for state in states])  # (B, 64, g, g)
+        (logits,) = self._with_room(lambda: self._graphs["head"].run(inputs))  # (B, 4g, 4g)
+        for run in runs:
+            run.watch.lap("head")
+        return list(zip(logits, counts, strict=True))
 
-    def _add(
-        self, click_map: FloatArray, new: PointArray, foreground: PointArray, background: PointArray
-    ) -> FloatArray:
-        """A click map in which the cells that `new` points reach stand for all foreground and background points."""
-        spec = self.bundle.guidance
+    def _with_refinements(self, runs: Sequence[_HeadRun]) -> tuple[list[ClickState], list[int]]:
+        """The click states for all clicks, and how many windows each took: those of clicks that are new to it."""
+        states, counts, changes = [], [], {}
+        for i, (features, clicks, _) in enumerate(runs):
+            state = features.latest
+            if clicks.refinements[: len(state.refinements)] != state.refinements:  # undo, or another annotator
+                state = features.initial
+            new = clicks.points[len(clicks.initial) + len(state.refinements) :]  # (n, 2)
+            if len(new):
+                changes[i] = _NewClicks(state.map, new, clicks.foreground, clicks.background)
+            states.append(state)
+            counts.append(len(new))
+        for i, click_map in zip(changes, self._add(list(changes.values())) if changes else (), strict=True):
+            features, clicks, _ = runs[i]
+            states[i] = features.latest = ClickState(clicks.refinements, click_map)
+        return states, counts
+
+    def _add(self, changes: Sequence[_NewClicks]) -> list[FloatArray]:
+        """Click maps in which the cells that new points reach stand for all foreground and background points."""
+        spec, graph = self.bundle.guidance, self._graphs["click"]
+        new = np.concatenate([change.new for change in changes])  # (n, 2)
         origins = spec.window_origins(new)
-        heat = windows(origins, foreground, background, spec)  # (n, 2, w, w)
-        (cells,) = self._graphs["click"].run({"window": heat, "origin": origins})  # (n, 64, c, c)
-        result = click_map.copy()
-        place(result[0], cells, spec.first_cells(new))
-        return result
+        counts = [len(change.new) for change in changes]
+        if _draws(graph):
+            sources = [change for change, count in zip(changes, counts, strict=True) for _ in range(count)]
+            heat = {"points": pad([s.foreground for s in sources], [s.background for s in sources])}
+        else:
+            parts = np.split(origins, np.cumsum(counts)[:-1])
+            drawn = [windows(at, c.foreground, c.background, spec) for at, c in zip(parts, changes, strict=True)]
+            heat = {"window": np.concatenate(drawn)}  # (n, 2, w, w)
+        (cells,) = graph.run({**heat, "origin": origins})  # (n, 64, c, c)
+        first, start, maps = spec.first_cells(new), 0, []
+        for change, count in zip(changes, counts, strict=True):
+            maps.append(change.map.copy())
+            place(maps[-1][0], cells[start : start + count], first[start : start + count])
+            start += count
+        return maps
+
+    def _guidance(self, graph: Graph, clicks: NetworkClicks, *, initial_only: bool) -> dict[str, Array]:
+        """The clicks as the graph takes them: heatmaps (1, 2, S, S), or points that it draws itself."""
+        if not _draws(graph):
+            return {"guidance": clicks.guidance(self.bundle.guidance, initial_only=initial_only)[None]}
+        foreground, background = clicks.initial[:1], clicks.initial[1:]
+        if not initial_only:
+            foreground, background = clicks.foreground, clicks.background
+        return {"points": pad([foreground], [background])}
+
+    def _with_room(self, run: Callable[[], T]) -> T:
+        """Run; where the device's memory is too small, with less and less remembered of other objects.
+
+        Raises OutOfMemory when nothing is left to forget.
+        """
+        forget = 1
+        while True:
+            try:
+                return run()
+            except OutOfMemory:
+                if not self.features.evict(forget):
+                    raise
+            forget *= 2
 
     def _single(
         self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch, held: bool
     ) -> tuple[FloatArray, CacheStatus]:
         frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
-        guidance = clicks.guidance(self.bundle.guidance, initial_only=False)[None]  # (1, 2, S, S)
+        network = self._graphs["network"]
+        guidance = self._guidance(network, clicks, initial_only=False)
         watch.lap("crop")
         with self._lane.turn(Priority.ENCODER, deadline):
             watch.lap("wait")
-            (logits,) = self._graphs["network"].run({"image": frame, "guidance": guidance})  # (1, 4g, 4g)
+            (logits,) = self._with_room(lambda: network.run({"image": frame, **guidance}))  # (1, 4g, 4g)
         watch.lap("network")
         return logits[0], CacheStatus(held, "none", 0)
+
+
+class _HeadRun(NamedTuple):
+    features: Features
+    clicks: NetworkClicks
+    watch: _Stopwatch
+
+
+class _NewClicks(NamedTuple):
+    """Points to be added to a click map, and all points that it shall stand for."""
+
+    map: FloatArray
+    new: PointArray
+    foreground: PointArray
+    background: PointArray
 
 
 class _Stopwatch:
@@ -233,6 +303,10 @@ class _Stopwatch:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
+
+
+def _draws(graph: Graph) -> bool:
+    return any(t.name == "points" for t in graph.info.inputs)
 
 
 def place(click_map: FloatArray, cells: FloatArray, first: PointArray) -> None:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from iog.arrays import Array
 from iog.backends import NAMES, Backend, Graph, open_backend
+from iog.backends.base import open_graphs
 from iog.backends.fake import FakeBackend
-from iog.bundle import Bundle, GraphInfo, TensorInfo
+from iog.bundle import FEATURES, Bundle, GraphInfo, TensorInfo
 from iog.errors import BackendError, BackendUnavailable
 from iog.guidance import windows
+
+ENGINES = ("ort", "openvino")  # that run the bundle's own graphs on the CPU
 
 
 @pytest.fixture(params=NAMES)
@@ -67,7 +70,7 @@ def test_inputs_are_left_as_they_were(backend: Backend, bundle: Bundle) -> None:
 
 
 def test_an_unknown_backend_or_device_is_unavailable() -> None:
-    with pytest.raises(BackendUnavailable, match="unknown backend 'tvm'; expected one of: ort, fake"):
+    with pytest.raises(BackendUnavailable, match=r"unknown backend 'tvm'; expected one of: ort, .*trt, fake"):
         open_backend("tvm")
     with pytest.raises(BackendUnavailable, match="unknown device 'tpu'"):
         open_backend("ort", device="tpu")
@@ -79,10 +82,19 @@ def test_a_missing_engine_names_the_extra_to_install(monkeypatch: pytest.MonkeyP
         open_backend("ort")
 
 
+def test_openvino_runs_on_the_cpu_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendUnavailable, match=r"runs on device cpu, not 'cuda'"):
+        open_backend("openvino", device="cuda")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendUnavailable, match=r"iog-runtime\[openvino\]"):
+        open_backend("openvino")
+
+
 def test_a_device_that_this_engine_lacks_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendUnavailable, match=r"no CUDAExecutionProvider here .*iog-runtime\[gpu\]"):
-        open_backend("ort", device="cuda")
+    for device, provider in (("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")):
+        with pytest.raises(BackendUnavailable, match=rf"no {provider} here .*iog-runtime\[gpu\]"):
+            open_backend("ort", device=device)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
@@ -93,10 +105,31 @@ def test_a_device_that_does_not_start_is_unavailable(bundle: Bundle, monkeypatch
         opened(backend, bundle, "head")
 
 
-def test_bytes_that_are_no_graph_are_refused(bundle: Bundle) -> None:
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+def test_without_a_gpu_a_bundle_is_not_opened_on_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="the extra gpu is not installed")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(BackendUnavailable, match=r"no GPU can be used here: .*use device cpu"):
+        open_graphs(open_backend("ort", device="cuda"), bundle)
+    with pytest.raises(BackendUnavailable, match=r"no GPU can be used here|iog-runtime\[trt\]"):
+        open_backend("trt")
+
+
+def test_what_a_gpu_needs_and_is_not_installed_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    for missing in ("cuda.bindings", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(BackendUnavailable, match=r"install iog-runtime\[gpu\]"):
+        open_graphs(open_backend("ort", device="cuda"), bundle)
+    with pytest.raises(BackendUnavailable, match=r"install iog-runtime\[trt\]"):
+        open_backend("trt")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bytes_that_are_no_graph_are_refused(bundle: Bundle, engine: str) -> None:
     for data in (b"", b"no graph", bundle.graphs["head"][:-100]):
         with pytest.raises(BackendError, match="'head' cannot be opened"):
-            open_backend("ort").open("head", data, bundle.manifest.graphs["head"])
+            open_backend(engine).open("head", data, bundle.manifest.graphs["head"])
 
 
 @pytest.mark.parametrize(
@@ -110,24 +143,49 @@ def test_bytes_that_are_no_graph_are_refused(bundle: Bundle) -> None:
     ],
     ids=str,
 )
-def test_a_graph_that_is_not_the_declared_one_is_refused(bundle: Bundle, change: dict[str, object]) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_graph_that_is_not_the_declared_one_is_refused(
+    bundle: Bundle, change: dict[str, object], engine: str
+) -> None:
     info = bundle.manifest.graphs["encoder"]
     declared: GraphInfo = info.model_copy(
         update={"outputs": (info.outputs[0].model_copy(update=change), *info.outputs[1:])}
     )
     with pytest.raises(BackendError, match=r"'encoder' is not what the manifest declares.*context"):
-        open_backend("ort").open("encoder", bundle.graphs["encoder"], declared)
+        open_backend(engine).open("encoder", bundle.graphs["encoder"], declared)
 
 
-def test_a_run_that_fails_names_the_graph(bundle: Bundle) -> None:
-    graph = opened(open_backend("ort"), bundle, "head")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_fails_names_the_graph(bundle: Bundle, engine: str) -> None:
+    graph = opened(open_backend(engine), bundle, "head")
     inputs = noise(graph.info.inputs, 1)
     with pytest.raises(BackendError, match="'head' failed"):
         graph.run({**inputs, "clicks": inputs["clicks"][:, :3]})
 
 
-def test_a_closed_graph_says_so(bundle: Bundle) -> None:
-    graph = opened(open_backend("ort"), bundle, "head")
+def test_openvino_keeps_features_in_its_own_layout_and_takes_any(bundle: Bundle) -> None:
+    encoder, head = (opened(open_backend("openvino"), bundle, name) for name in ("encoder", "head"))
+    features = dict(zip(FEATURES, encoder.run(noise(encoder.info.inputs, 1)), strict=False))
+    assert features["detail"].transpose(0, 2, 3, 1).flags.c_contiguous
+    given = {**features, "clicks": noise(head.info.inputs, 1)["clicks"]}
+    (own,) = head.run(given)
+    (other,) = head.run({name: np.ascontiguousarray(value) for name, value in given.items()})
+    np.testing.assert_array_equal(own, other)
+
+
+def test_openvino_keeps_what_it_compiled(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    opened(open_backend("openvino"), bundle, "head")
+    assert list((tmp_path / "iog-runtime" / "openvino").iterdir())
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a-file"))
+    graph = opened(open_backend("openvino"), bundle, "head")  # not kept, and runs all the same
+    assert np.isfinite(graph.run(noise(graph.info.inputs, 1))[0]).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_closed_graph_says_so(bundle: Bundle, engine: str) -> None:
+    graph = opened(open_backend(engine), bundle, "head")
     graph.close()
     graph.close()
     with pytest.raises(BackendError, match="'head' is closed"):

@@ -50,6 +50,19 @@ def test_the_least_recently_used_go_first_and_the_budget_holds(budget: int, step
         assert cache.nbytes <= budget or len(cache) == 1
 
 
+def test_the_least_recently_used_are_forgotten_on_request() -> None:
+    cache = strings(100)
+    for key in "abcd":
+        cache.put(key, key * 10)
+    cache.get("a")
+    assert cache.evict(2)
+    assert {key for key in "abcd" if key in cache} == {"a", "d"}
+    assert cache.nbytes == 20
+    assert cache.evict(9)
+    assert (len(cache), cache.nbytes) == (0, 0)
+    assert not cache.evict(1)
+
+
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="expected 0 or more"):
         strings(-1)

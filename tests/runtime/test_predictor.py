@@ -1,5 +1,6 @@
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -320,6 +321,36 @@ def test_annotators_of_one_object_do_not_disturb_each_other(
             assert same(result, alone.segment(photo, request))
 
 
+def test_heads_that_wait_for_an_encoder_run_as_one_batch(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, pool: ThreadPoolExecutor
+) -> None:
+    backend = HeldBackend()
+    backend.heads = 8
+    backend.release.set()
+    predictor = Predictor(split, backend)
+    image = Image.of(photo)
+    objects = [Prompt(prompt.box, Point(140 + 4 * i, 118)).with_click(*SPOTS[i], positive=i < 2) for i in range(4)]
+    for request in objects:
+        predictor.segment(image, Prompt(request.box, request.inside))
+    backend.release.clear()
+    backend.encoding.clear()
+    runs = dict(backend.runs)
+    first = pool.submit(predictor.segment, photo[:, ::-1], prompt)
+    assert backend.encoding.wait(60)
+    clicks = [pool.submit(predictor.segment, image, request) for request in objects]
+    while len(predictor._heads._line) < 4:
+        time.sleep(0.001)
+    backend.release.set()
+    for request, call in zip(objects, clicks, strict=True):
+        found = call.result(60)
+        assert same(found, Predictor(split, FakeBackend()).segment(image, request))
+        assert (found.cache.features, found.cache.windows) == ("hit", 1)
+        assert list(found.timings) == ["image", "prompt", "features", "wait", "clicks", "head", "mask"]
+    first.result(60)
+    assert backend.runs["click"] - runs["click"] == 2  # the encoder's, and one for the four
+    assert backend.runs["head"] - runs["head"] <= 2  # that of the encoder's object may have come in time
+
+
 def test_evicted_features_are_computed_again(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
     fake = FakeBackend()
     predictor = Predictor(split, fake, features=feature_cache(0))
@@ -454,6 +485,57 @@ def test_a_failure_of_the_engine_is_not_remembered(split: Bundle, photo: UInt8Ar
         predictor.segment(photo, prompt)
     backend.fail = False
     assert predictor.segment(photo, prompt).cache.features == "miss"
+
+
+class Crowded(FakeBackend):
+    """Has no memory left in a graph's next runs, `failures` times."""
+
+    def __init__(self, graph: str = "") -> None:
+        super().__init__()
+        self.graph, self.failures = graph, 0
+
+    def count(self, name: str) -> None:
+        if name == self.graph and self.failures:
+            self.failures -= 1
+            raise OutOfMemory(f"graph {name!r} failed: out of memory")
+        super().count(name)
+
+
+@pytest.mark.parametrize("graph", ["encoder", "click", "head"])
+def test_where_memory_is_short_others_are_forgotten_and_the_click_is_answered(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, graph: str
+) -> None:
+    backend = Crowded(graph)
+    predictor = Predictor(split, backend)
+    image = Image.of(photo)
+    objects = [Prompt(prompt.box, Point(140 + 4 * i, 118)) for i in range(4)]
+    for held in objects[:3]:
+        predictor.segment(image, held)
+    backend.failures = 1
+    clicked = objects[3].with_click(100, 100, positive=False)
+    found = predictor.segment(image, clicked)
+    assert same(found, Predictor(split, FakeBackend()).segment(image, clicked))
+    held = [predictor.segment(image, request).cache.features for request in (objects[3], objects[2], objects[1])]
+    assert held == ["hit"] * 3
+    assert predictor.segment(image, objects[0]).cache.features == "miss"
+
+
+@pytest.mark.parametrize("graph", ["encoder", "click", "head"])
+def test_where_memory_stays_short_the_click_fails_and_later_ones_are_answered(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, graph: str
+) -> None:
+    backend = Crowded(graph)
+    predictor = Predictor(split, backend)
+    image = Image.of(photo)
+    for i in range(6):
+        predictor.segment(image, Prompt(prompt.box, Point(140 + 4 * i, 118)))
+    backend.failures = 1000
+    clicked = prompt.with_click(100, 100, positive=False)
+    with pytest.raises(OutOfMemory):
+        predictor.segment(image, clicked)
+    assert 1000 - backend.failures <= 5  # each time twice as many are forgotten
+    backend.failures = 0
+    assert same(predictor.segment(image, clicked), Predictor(split, FakeBackend()).segment(image, clicked))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from iog.arrays import Array
-from iog.bundle import GraphInfo
+from iog.bundle import Bundle, GraphInfo
 
 
 class Graph(Protocol):
@@ -18,20 +18,50 @@ class Graph(Protocol):
     def info(self) -> GraphInfo:
         """Declared inputs and outputs."""
 
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """All outputs, in the declared order. Blocks. Raises BackendError, OutOfMemory."""
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """All outputs, in the declared order. Blocks. Raises BackendError, OutOfMemory.
+
+        Values are arrays; an encoder may return `iog.arrays.Held` features, which its head takes.
+        """
 
     def close(self) -> None:
         """Free the engine's memory."""
 
 
 class Backend(Protocol):
-    """An engine on one device."""
+    """An engine on one device.
+
+    heads: how many heads of different objects, at most, are worth running as one batch; 1 where a batch gains nothing.
+    """
 
     name: str
+    heads: int
 
     def open(self, name: str, model: bytes, info: GraphInfo) -> Graph:
         """Prepare an ONNX graph. Raises BackendError if the graph is not what `info` declares."""
+
+
+@runtime_checkable
+class BundleBackend(Backend, Protocol):
+    """An engine that wants a bundle's graphs together, because they share the device's memory."""
+
+    def load(self, bundle: Bundle) -> Mapping[str, Graph]:
+        """All graphs of a bundle. An encoder or click graph may take `points`: see `iog.backends.surgery.pad`."""
+
+
+def open_graphs(backend: Backend, bundle: Bundle) -> Mapping[str, Graph]:
+    """All graphs of a bundle. Raises BackendError."""
+    if isinstance(backend, BundleBackend):
+        return backend.load(bundle)
+    return {name: backend.open(name, bundle.graphs[name], info) for name, info in bundle.manifest.graphs.items()}
+
+
+def stack(values: Sequence[Any]) -> Any:
+    """One batch of several values of one input: arrays, or what an encoder of this backend returned."""
+    first, *rest = values
+    if not rest:
+        return first
+    return np.concatenate(values) if isinstance(first, np.ndarray) else first.joined(rest)
 
 
 def zeros(info: GraphInfo, sizes: Mapping[str, int] | None = None) -> list[Array]:

@@ -26,6 +26,7 @@ class FakeBackend:
     """
 
     name = "fake"
+    heads = 1
 
     def __init__(self) -> None:
         self.runs: Counter[str] = Counter()
@@ -56,19 +57,20 @@ class FakeGraph:
         symbols = {d: batch for t in self.info.outputs for d in t.shape if isinstance(d, str)}
         outputs = zeros(self.info, symbols)
         if self._name == "encoder":
-            outputs[0][:, 0] = inputs["image"].mean() / 255
+            outputs[0][:, 0] = inputs["image"].mean((1, 2, 3)).reshape(-1, 1, 1) / 255
         elif self._name == "click":
             # of the heat that a cell sees and nothing else, like a network's: more foreground makes it positive
             fields = sliding_window_view(inputs["window"], (2 * FIELD_REACH + 1,) * 2, axis=(2, 3))
             heat = fields[:, :, ::STRIDE, ::STRIDE].max((-2, -1)).astype(np.float32)  # (N, 2, c, c)
             outputs[0][:] = np.sign(heat[:, :1] - heat[:, 1:])
         elif self._name == "head":
-            outputs[0][:] = _ellipse(outputs[0].shape[-1], float(inputs["context"][0, 0].mean()))
+            outputs[0][:] = _ellipse(outputs[0].shape[-1], inputs["context"][:, 0].mean((1, 2), keepdims=True))
             outputs[0] += _enlarge(inputs["clicks"][:, 0], outputs[0].shape[-1]) * 2
         else:
             heat = inputs["guidance"].astype(np.float32) / 255
             step = heat.shape[-1] // outputs[0].shape[-1]
-            outputs[0][:] = _ellipse(outputs[0].shape[-1], float(inputs["image"].mean()) / 255)
+            brightness = inputs["image"].mean((1, 2, 3)).reshape(-1, 1, 1) / 255
+            outputs[0][:] = _ellipse(outputs[0].shape[-1], brightness)
             outputs[0] += 2 * (heat[:, 0] - heat[:, 1])[:, ::step, ::step]
         return outputs
 
@@ -76,8 +78,8 @@ class FakeGraph:
         """Nothing to free."""
 
 
-def _ellipse(side: int, shift: float) -> Array:
-    """(side, side) logits, 1 at the centre, 0 on the ellipse that fills most of the crop."""
+def _ellipse(side: int, shift: Array) -> Array:
+    """(B, side, side) logits, 1 at the centre, 0 on the ellipse that fills most of the crop. shift: (B, 1, 1)."""
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     return 1 - (((axis[None, :] - 0.1 * shift) / 0.75) ** 2 + (axis[:, None] / 0.75) ** 2)
 

@@ -1,8 +1,8 @@
-"""ONNX Runtime, on the CPU or a CUDA device."""
+"""ONNX Runtime on the CPU; `iog.backends.ort_cuda` runs it on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iog.arrays import Array
@@ -10,7 +10,11 @@ from iog.backends.base import Graph
 from iog.bundle import GraphInfo, TensorInfo
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(int32)": "int32",
@@ -19,13 +23,14 @@ DTYPES = {
     "tensor(float)": "float32",
 }
 
-OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "bad_alloc")  # it has no exception of its own
+OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "OutOfMemory", "bad_alloc")  # no engine has an exception
 
 
 class OrtBackend:
     """Opens graphs as ONNX Runtime sessions."""
 
     name = "ort"
+    heads = 1  # a batch takes as long as its members one by one
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         try:
@@ -43,30 +48,34 @@ class OrtBackend:
                 "install iog-runtime[gpu] in place of [cpu], or use device cpu"
             )
         self._ort = onnxruntime
-        self._providers = [PROVIDERS[device]]
+        self._provider = PROVIDERS[device]
         self._threads = threads
 
     def open(self, name: str, model: bytes, info: GraphInfo) -> Graph:
         """Build a session; raises BackendError if it fails or its inputs and outputs are not the declared ones."""
+        session = self._session(name, model, [self._provider])
+        for declared, found in ((info.inputs, session.get_inputs()), (info.outputs, session.get_outputs())):
+            check(name, declared, [(t.name, DTYPES.get(t.type, t.type), tuple(t.shape)) for t in found])
+        return OrtGraph(name, session, info)
+
+    def _session(self, name: str, model: bytes, providers: list[Any]) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # graphs take turns on the cores: one that spins after its run slows the next one down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # int8 graphs: without VNNI instructions products of int8 weights saturate; there weights become uint8
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            session = self._ort.InferenceSession(model, options, providers=self._providers)
+            session = self._ort.InferenceSession(model, options, providers=providers)
         except Exception as e:  # onnxruntime's exceptions have no common base
             raise BackendError(f"graph {name!r} cannot be opened by ONNX Runtime: {e}") from e
-        if (
-            self._providers[0] not in session.get_providers()
-        ):  # where it fails to start, the session silently uses the CPU
+        if self._provider not in session.get_providers():  # where it fails to start, the session silently uses the CPU
             raise BackendUnavailable(
-                f"ONNX Runtime has {self._providers[0]}, but it does not start: check the driver, or use device cpu"
+                f"ONNX Runtime has {self._provider}, but it does not start: check the driver, or use device cpu"
             )
-        for declared, found in ((info.inputs, session.get_inputs()), (info.outputs, session.get_outputs())):
-            _check(name, declared, found)
-        return OrtGraph(name, session, info)
+        return session
 
 
 class OrtGraph:
@@ -86,8 +95,7 @@ class OrtGraph:
         try:
             outputs: list[Array] = session.run(self._outputs, dict(inputs))
         except Exception as e:
-            failed = OutOfMemory if any(sign in str(e) for sign in OUT_OF_MEMORY) else BackendError
-            raise failed(f"graph {self._name!r} failed: {e}") from e
+            raise failure(self._name, e) from e
         return outputs
 
     def close(self) -> None:
@@ -95,12 +103,20 @@ class OrtGraph:
         self._session = None
 
 
-def _check(graph: str, declared: tuple[TensorInfo, ...], found: list[Any]) -> None:
+def failure(name: str, error: Exception) -> BackendError:
+    """What a failed run of a graph is to callers."""
+    kind = OutOfMemory if any(sign in str(error) for sign in OUT_OF_MEMORY) else BackendError
+    return kind(f"graph {name!r} failed: {error}")
+
+
+def check(graph: str, declared: Sequence[TensorInfo], found: Sequence[tuple[str, str, Sequence[Any]]]) -> None:
+    """Raises BackendError if what an engine found (names, dtypes, shapes) is not what the manifest declares."""
+
     def text(name: str, dtype: str, shape: Any) -> str:
         return f"{name}: {dtype} [{', '.join(str(d) if isinstance(d, int) else '?' for d in shape)}]"
 
     want = {text(t.name, t.dtype, t.shape) for t in declared}
-    have = {text(t.name, DTYPES.get(t.type, t.type), t.shape) for t in found}
+    have = {text(*tensor) for tensor in found}
     if want != have:
         raise BackendError(
             f"graph {graph!r} is not what the manifest declares: it has {sorted(have - want)}, "

@@ -138,7 +138,9 @@ for _command in (
     LazyCommand("models", "iog.cli.models", "List the packaged models, or those of a server."),
     LazyCommand("export", "iog_export.cli", "Make a bundle of a PyTorch checkpoint.", extra="cpu,export"),
     LazyCommand("train", "iog_export.training.cli", "Train a network.", extra="train"),
-    LazyCommand("evaluate", "iog_export.evaluation.cli", "Measure a bundle on labelled photographs.", extra="evaluate"),
+    LazyCommand(
+        "evaluate", "iog_export.evaluation.cli", "Measure a bundle on labelled photographs.", extra="cpu,evaluate"
+    ),
 ):
     main.add_command(_command)
 

@@ -82,6 +82,7 @@ def _facts(bundle: Bundle) -> RenderableType:
         ("corners", f"{m.crop.corner_offset} network pixels outside the box" if m.crop.corner_offset else "on the box"),
         ("clicks", f"{m.guidance.encoding}, {m.guidance.fwhm:g} network pixels wide at half maximum"),
         ("threshold", f"{m.threshold:g}"),
+        ("engines", "; ".join(f"{e.api} {e.version} for {e.gpu}, {e.precision}" for e in m.engines)),
         ("weights", source),
         ("exported", m.provenance.created),
         ("with", ", ".join(f"{name} {version}" for name, version in m.provenance.versions.items())),
@@ -114,11 +115,18 @@ def _graphs(bundle: Bundle) -> RenderableType:
 
 def _proof(bundle: Bundle) -> str:
     p = bundle.manifest.proof
-    return (
+    text = (
         f"proved against torch on {len(p.cases)} prompts: logits within {p.max_logit_error:.1e} of their standard "
         f"deviation (tolerance {p.logit_tolerance:g}), {p.mask_disagreement:.1e} of mask pixels differ at most "
         f"(tolerance {p.mask_tolerance:g})"
     )
+    if q := p.quantization:
+        loss = "not measured" if q.loss is None else f"{100 * q.loss:.2f} points on half of {q.objects} objects"
+        text += f"\nint8 but for: {', '.join(q.kept_float) or 'nothing'}; loss of mean IoU {loss}"
+    if a := p.accuracy:
+        shares = ", ".join(f"{a.iou[n]:.4f} (torch {a.torch[n]:.4f}) after {n} clicks" for n in a.iou)
+        text += f"\nmean IoU on {a.objects} objects of {a.data}: {shares}"
+    return text
 
 
 def _tensor(tensor: TensorInfo) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iog.backends import NAMES
+from iog.backends import DEVICES, NAMES
 from iog.cli import values
 from iog.cli.models import bundle_path, connect, server_options
 from iog.cli.output import PICTURES, SUFFIXES, check_target, encoded, picture, print_rich, write_file
@@ -70,8 +70,8 @@ orientation applied), x to the right, y down, from the top left corner.
 @click.option("--overlay", type=click.Path(path_type=Path), help="A picture of image, mask and clicks (PNG or JPEG).")
 @click.option("--model", metavar="DIR|NAME", help="A bundle, a packaged model, or one of the server's. [its default]")
 @server_options
-@click.option("--backend", type=click.Choice(NAMES), default="ort", help="The engine: ONNX Runtime, or a fake one.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@click.option("--backend", type=click.Choice(NAMES), default="ort", help="The engine; see the README.")
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Of ONNX Runtime.")
 @click.option("--threads", type=values.THREADS, default=0, help="On the CPU; 0 for one per core.")
 @click.option("--timeout", type=values.Seconds(min=0.001), default=30.0, help="In seconds.")
 @click.option("--timings/--no-timings", default=None, help="A table of stages. [on a terminal]", show_default=False)

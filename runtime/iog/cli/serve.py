@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 import iog
-from iog.backends import NAMES
+from iog.backends import DEVICES, NAMES
 from iog.cli.models import bundle_path
 from iog.cli.values import THREADS, Seconds, byte_count, in_bytes
 
@@ -45,8 +45,8 @@ pem = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", type=click.IntRange(0, 65535), default=50051, help="0 for any that is free.")
-@option("--backend", type=click.Choice(NAMES), default="ort", help="The engine: ONNX Runtime, or a fake for tests.")
-@option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@option("--backend", type=click.Choice(NAMES), default="ort", help="The engine; see the README.")
+@option("--device", type=click.Choice(DEVICES), default="cpu", help="Of ONNX Runtime.")
 @option("--threads", type=THREADS, default=0, help="On the CPU; 0 for one per core.")
 @option("--features-budget", type=byte_count, metavar="SIZE", default="1GiB", help="For recent encoder outputs.")
 @option("--images-budget", type=byte_count, metavar="SIZE", default="512MiB", help="For recent images, decoded.")
@@ -113,7 +113,7 @@ def serve(
         tls_certificate=tls_certificate,
         tls_key=tls_key,
     )
-    engine = open_backend(backend, device=device, threads=threads)
+    engine = open_backend(backend, device=device, threads=threads, features_budget=features_budget)
     features, images, lane = feature_cache(features_budget), image_cache(images_budget), Lane()
     named: dict[str, Predictor] = {}
     with ExitStack() as stack:

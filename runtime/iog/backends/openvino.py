@@ -1,0 +1,157 @@
+"""OpenVINO on the CPU: features stay in its own layout, and what it compiles is kept between runs of the program."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iog.arrays import Array
+from iog.backends.base import Graph
+from iog.backends.ort import check, failure
+from iog.bundle import FEATURES, GraphInfo
+from iog.errors import BackendError, BackendUnavailable
+
+NCHW_TO_NHWC, NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+class OpenVinoBackend:
+    """Opens graphs as compiled OpenVINO models.
+
+    Maps among the features are (B, H, W, C) in memory, as its kernels want them; seen from outside they are
+    views of shape (B, C, H, W). Arrays in another order are accepted and copied.
+    Compiled models are kept in `cache_directory()`, if that can be written.
+    """
+
+    name = "openvino"
+    heads = 1  # a batch takes as long as its members one by one
+
+    def __init__(self, device: str = "cpu", threads: int = 0) -> None:
+        try:
+            import openvino
+        except ImportError as e:
+            raise BackendUnavailable("OpenVINO is not installed; install iog-runtime[openvino]") from e
+        if device != "cpu":
+            raise BackendUnavailable(f"backend openvino runs on device cpu, not {device!r}; use backend ort for a GPU")
+        self._core = openvino.Core()
+        if "CPU" not in self._core.available_devices:
+            raise BackendUnavailable(
+                f"OpenVINO has no CPU device here (it has {', '.join(self._core.available_devices) or 'none'}); "
+                "install iog-runtime[openvino] again, or use backend ort"
+            )
+        self._threads = threads
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self._threads,
+            "INFERENCE_PRECISION_HINT": "f32",  # NB: where it can, it would round to bfloat16 unasked
+        }
+        cache = cache_directory()
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return options  # it compiles anew each time
+        return {**options, "CACHE_DIR": str(cache)}
+
+    def open(self, name: str, model: bytes, info: GraphInfo) -> Graph:
+        """Compile a graph; raises BackendError if that fails or its inputs and outputs are not the declared ones."""
+        from openvino import Tensor
+
+        try:
+            read = self._core.read_model(model, Tensor(np.zeros(0, np.uint8)))
+        except Exception as e:
+            raise BackendError(f"graph {name!r} cannot be opened by OpenVINO: {e}") from e
+        for declared, found in ((info.inputs, read.inputs), (info.outputs, read.outputs)):
+            check(name, declared, [(p.get_any_name(), p.get_element_type().to_dtype().name, _shape(p)) for p in found])
+        return OpenVinoGraph(name, lambda batch: self._compile(name, read, batch), info)
+
+    def _compile(self, name: str, model: Any, batch: int | None) -> Any:
+        """For this batch, which is faster, or for any."""
+        from openvino import Layout
+        from openvino.preprocess import PrePostProcessor
+
+        model = model.clone()
+        if batch is not None:
+            model.reshape({p.get_any_name(): [batch, *_shape(p)[1:]] for p in model.inputs})
+        steps = PrePostProcessor(model)
+        for ports, step in ((model.inputs, steps.input), (model.outputs, steps.output)):
+            for tensor in (p.get_any_name() for p in ports if _is_map(p.get_any_name(), _shape(p))):
+                step(tensor).model().set_layout(Layout("NCHW"))
+                step(tensor).tensor().set_layout(Layout("NHWC"))
+        try:
+            return self._core.compile_model(steps.build(), "CPU", self._options)
+        except Exception as e:
+            raise BackendError(f"graph {name!r} cannot be compiled by OpenVINO: {e}") from e
+
+
+class OpenVinoGraph:
+    """A graph compiled for a batch of one, and, when another one comes, for any."""
+
+    def __init__(self, name: str, compile_for: Callable[[int | None], Any], info: GraphInfo) -> None:
+        self.info = info
+        self._name = name
+        self._compile_for = compile_for
+        self._lock = threading.Lock()
+        self._free: dict[int | None, list[Any]] = {}  # requests that no thread uses, by batch
+        self._models: dict[int | None, Any] = {1: compile_for(1)}
+        self._maps = {t.name for t in (*info.inputs, *info.outputs) if _is_map(t.name, t.shape)}
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs, in the declared order."""
+        batch = 1 if all(len(value) == 1 for value in inputs.values()) else None
+        request = self._request(batch)
+        arrays = {
+            name: np.ascontiguousarray(
+                value.transpose(NCHW_TO_NHWC) if name in self._maps and value.ndim == 4 else value
+            )
+            for name, value in inputs.items()
+        }
+        try:
+            found = request.infer(arrays, share_inputs=True)
+            outputs = [found[t.name] for t in self.info.outputs]
+        except Exception as e:
+            raise failure(self._name, e) from e
+        with self._lock:
+            self._free.setdefault(batch, []).append(request)
+        return [
+            value.transpose(NHWC_TO_NCHW) if t.name in self._maps else value
+            for t, value in zip(self.info.outputs, outputs, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Drop the models; requests that are running finish first."""
+        with self._lock:
+            self._models.clear()
+            self._free.clear()
+
+    def _request(self, batch: int | None) -> Any:
+        with self._lock:
+            if not self._models:
+                raise BackendError(f"graph {self._name!r} is closed; open the bundle again")
+            if free := self._free.get(batch):
+                return free.pop()
+            if batch not in self._models:
+                self._models[batch] = self._compile_for(batch)
+            return self._models[batch].create_infer_request()
+
+
+def cache_directory() -> Path:
+    """Where compiled models are kept: `iog-runtime/openvino` in $XDG_CACHE_HOME, or in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "iog-runtime" / "openvino"
+
+
+def _is_map(name: str, shape: tuple[int | str, ...]) -> bool:
+    return name in FEATURES and len(shape) == 4
+
+
+def _shape(port: Any) -> tuple[int | str, ...]:
+    return tuple("?" if d.is_dynamic else d.get_length() for d in port.get_partial_shape())

@@ -1,0 +1,135 @@
+"""ONNX Runtime on a GPU, by its CUDA or TensorRT provider: nothing is copied that need not be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iog.backends.base import Graph
+from iog.backends.cuda import CudaMemory
+from iog.backends.device import MOST, Buffer, Memory, adapted, on_device, shapes
+from iog.backends.ort import PROVIDERS, OrtBackend, failure
+from iog.bundle import Bundle, GraphInfo
+from iog.errors import BackendError, BackendUnavailable
+
+logger = logging.getLogger(__name__)
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "iog-runtime", "tensorrt").expanduser()
+
+
+class OrtDeviceBackend(OrtBackend):
+    """Opens bundles with features kept on the device; heads that wait run as one batch.
+
+    budget: bytes of device memory for each bundle's features. memory: makes the memory of a bundle's graphs.
+    cache: directory in which the TensorRT provider keeps the engines that it builds, which takes minutes.
+    """
+
+    heads = MOST
+
+    def __init__(
+        self,
+        device: str = "cuda",
+        threads: int = 0,
+        *,
+        budget: int,
+        memory: Callable[[], Memory] = CudaMemory,
+        cache: Path = CACHE,
+    ) -> None:
+        super().__init__(device, threads)
+        self._device = device
+        self._budget = budget
+        self._memory = memory
+        self._cache = cache
+
+    def load(self, bundle: Bundle) -> Mapping[str, Graph]:
+        """All graphs of a bundle; raises BackendError, OutOfMemory."""
+        memory = self._memory()
+        try:
+            exact = bundle.manifest.precision == "fp32"
+            programs = {
+                name: self._program(name, model, info, memory, exact) for name, (model, info) in adapted(bundle).items()
+            }
+            return on_device(programs, memory, self._budget)
+        except BaseException:
+            memory.close()
+            raise
+
+    def _program(self, name: str, model: bytes, info: GraphInfo, memory: Memory, exact: bool) -> OrtProgram:
+        if not isinstance(memory, CudaMemory):
+            return OrtProgram(name, self._session(name, model, [self._provider]), info, "cpu")
+
+        def program(record: bool) -> OrtProgram:
+            providers = self._providers(name, info, memory, exact=exact, record=record)
+            return OrtProgram(name, self._session(name, model, providers), info, "cuda", record=record)
+
+        if name == "head":  # what runs most, and always from the same buffers
+            try:
+                return program(record=True)
+            except BackendUnavailable:
+                raise
+            except BackendError as e:
+                logger.warning("graph %r runs without a CUDA graph, every click somewhat slower: %s", name, e)
+        return program(record=False)
+
+    def _providers(self, name: str, info: GraphInfo, memory: CudaMemory, *, exact: bool, record: bool) -> list[Any]:
+        stream = {"user_compute_stream": str(memory.stream)}
+        cuda = {**stream, "use_tf32": str(int(not exact)), "enable_cuda_graph": str(int(record))}
+        if self._device == "cuda":
+            return [(self._provider, cuda)]
+        self._cache.mkdir(parents=True, exist_ok=True)
+        options = {
+            **stream,
+            "trt_cuda_graph_enable": str(record),
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": str(self._cache),
+            "trt_timing_cache_enable": "True",
+            "trt_timing_cache_path": str(self._cache),
+        }
+        for i, which in enumerate(("min", "opt", "max")):
+            profile = (f"{t}:{'x'.join(map(str, ranges[i]))}" for t, ranges in shapes(name, info).items())
+            options[f"trt_profile_{which}_shapes"] = ",".join(profile)
+        return [(self._provider, options), (PROVIDERS["cuda"], {**cuda, "enable_cuda_graph": "0"})]
+
+
+class OrtProgram:
+    """A session that reads and writes device memory where it lies.
+
+    record: the session was opened to record each shape's run as a CUDA graph and to repeat it.
+    """
+
+    def __init__(self, name: str, session: Any, info: GraphInfo, device: str, *, record: bool = False) -> None:
+        from onnxruntime import RunOptions
+
+        self.info = info
+        self._name = name
+        self._session = session
+        self._device = device
+        self._record = record
+        self._recorded: dict[tuple[tuple[int, ...], ...], int] = {}  # ids of the runs, by shapes
+        self._new_options = RunOptions
+
+    def run(self, tensors: Mapping[str, Buffer]) -> None:
+        """Compute outputs in place from inputs in place, and wait for it."""
+        options = self._new_options()
+        if self._record:
+            key = tuple(tensors[t.name].shape for t in self.info.inputs)
+            recorded = self._recorded.setdefault(key, len(self._recorded) + 1)
+            options.add_run_config_entry("gpu_graph_id", str(recorded))
+        try:
+            binding = self._session.io_binding()
+            for declared, bind in ((self.info.inputs, binding.bind_input), (self.info.outputs, binding.bind_output)):
+                for t in declared:
+                    at = tensors[t.name]
+                    bind(t.name, self._device, 0, np.dtype(at.dtype).type, at.shape, at.address)
+            self._session.run_with_iobinding(binding, options)
+        except Exception as e:
+            raise failure(self._name, e) from e
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
