@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
@@ -16,16 +17,23 @@ from iog.image import Image
 from rich.console import Console
 from rich.status import Status
 
+from .accuracy import Items, open_objects
 from .checkpoint import CheckpointError, load_checkpoint, read_metadata
 from .export import ExportPlan, export_bundle
 from .networks import IOG, NetworkSpec
 from .networks.resnet import ARCHITECTURES
+from .quantize import MIN_OBJECTS, Calibration
+from .tensorrt import GPUS, EnginePlan
 from .verify import PHOTOGRAPHS
+
+DATA = click.Path(path_type=Path, exists=True, file_okay=False)
 
 EPILOG = """\b
 Examples:
   iog export --network iog-refine --backbone resnet101 --checkpoint IOG_PASCAL_SBD_REFINEMENT.pth --out pascal
   iog export --checkpoint runs/mine/final.pt --precision fp16 --out mine
+  iog export --checkpoint runs/mine/final.pt --precision int8 --calibration photos --accuracy photos --out mine-int8
+  iog export --checkpoint runs/mine/final.pt --target tensorrt --out mine-gpu
   iog export --backbone resnet50 --random-weights 7 --size 256 --out /tmp/benchmark
 """
 
@@ -54,11 +62,59 @@ Examples:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16 stores weights and features in half the space; engines without half arithmetic compute in fp32.",
+    help="fp16 stores weights and features in half the space; engines without half arithmetic compute in fp32. int8 "
+    "computes convolutions with uint8 maps and int8 weights, but for layers that lose too much.",
 )
+@click.option(
+    "--calibration",
+    type=DATA,
+    help="For int8: photographs with object masks, as `iog train` takes them; their training split is used.",
+)
+@click.option(
+    "--calibration-objects",
+    type=click.IntRange(MIN_OBJECTS),
+    default=128,
+    show_default=True,
+    help="At most so many of them. Half give ranges, on the others losses are measured.",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 100),
+    default=0.5,
+    show_default=True,
+    help="Points of mean IoU that int8 may lose there, after three clicks and after five.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(["fp32", "fp16", "uint8"]),
+    help="How features are stored between clicks. [default: fp32 for fp32, otherwise fp16]",
+)
+@click.option(
+    "--accuracy",
+    type=DATA,
+    help="Measure mean IoU on the validation split of photographs with masks, the bundle's and the torch network's, "
+    "for the proof in the manifest.",
+)
+@click.option("--accuracy-objects", type=click.IntRange(1), help="At most so many of them. [default: all]")
+@click.option(
+    "--target",
+    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
+    default="onnx",
+    show_default=True,
+    help="Beside the ONNX graphs, engines for --backend trt: of TensorRT, for the GPU of this machine, or of "
+    "TensorRT-RTX, which needs none to build them.",
+)
+@click.option(
+    "--engine-precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp16",
+    show_default=True,
+    help="Of the engines' arithmetic. int8 takes its ranges from --calibration, or else from the photographs.",
+)
+@click.option("--gpu", type=click.Choice(GPUS), help="That TensorRT-RTX builds for. [default: all from Ampere on]")
 @click.option("--name", help="Under which the model is served. [default: the name of the output directory]")
 @click.option("--description", default="", help="One line for `iog models`.")
 @click.option("--card", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A model card to include.")
@@ -80,6 +136,15 @@ def export(
     size: int | None,
     corner_offset: int | None,
     precision: Any,
+    calibration: Path | None,
+    calibration_objects: int,
+    max_loss: float,
+    features: Any,
+    accuracy: Path | None,
+    accuracy_objects: int | None,
+    target: str,
+    engine_precision: Any,
+    gpu: str | None,
     name: str | None,
     description: str,
     card: Path | None,
@@ -100,6 +165,12 @@ def export(
         )
     if out.exists() and not force:
         raise click.BadParameter(f"{out} exists; choose another directory or pass --force", param_hint="--out")
+    if precision == "int8" and checkpoint and not calibration:
+        raise click.UsageError("--precision int8 needs --calibration DATA: photographs with object masks")
+    if calibration and "int8" not in (precision, engine_precision):
+        raise click.UsageError(f"--calibration is for --precision int8, not {precision}")
+    if gpu and target != "tensorrt-rtx":
+        raise click.UsageError("--gpu is for --target tensorrt-rtx: others need no choice")
     name = name or out.resolve().name.lower()
     if not re.fullmatch(NAME, name):
         raise click.BadParameter(
@@ -138,6 +209,13 @@ def export(
             f"checkpoint {checkpoint} has settings of its own, which are not usable: {problem}"
         ) from e
     console = Console(stderr=True, highlight=False)
+    with console.status("reading labels"):
+        calibrated, measured = None, None
+        if calibration:
+            objects = open_objects(calibration, "train", calibration_objects)
+            calibrated = Calibration(objects, max_loss / 100)
+        if accuracy:
+            measured = f"{accuracy.name}, val", open_objects(accuracy, "val", accuracy_objects)
     with console.status("loading weights") as status:
         net = IOG(spec)
         if checkpoint:
@@ -157,6 +235,10 @@ def export(
             checkpoint_sha256=sha256,
             description=description,
             card=card.read_text(encoding="utf-8") if card else None,
+            features=features,
+            calibration=calibrated,
+            accuracy=measured,
+            engines=None if target == "onnx" else EnginePlan(_APIS[target], engine_precision, gpu),
         )
         manifest = export_bundle(
             net,
@@ -165,15 +247,26 @@ def export(
             photographs or sorted(PHOTOGRAPHS.glob("*.jpg")),
             replace=force,
             progress=lambda step: _show(console, status, step),
+            track=lambda items, what: _tracked(status, items, what),
         )
     proof = manifest.proof
-    megabytes = sum(f.stat().st_size for f in out.iterdir()) / 1e6
+    megabytes = sum(f.stat().st_size for f in out.rglob("*")) / 1e6
     macs = ", ".join(f"{n} {g.macs / 1e9:.2f}" for n, g in manifest.graphs.items())
     console.print(
         f"[green]wrote[/] {out}: {manifest.kind} bundle {manifest.name!r}, {megabytes:.1f} MB, GMAC: {macs}\n"
         f"proved on {len(proof.cases)} prompts: logits within {proof.max_logit_error:.1e} of their standard deviation "
         f"(tolerance {proof.logit_tolerance:g}), {proof.mask_disagreement:.1e} of mask pixels differ at most"
     )
+    if proof.quantization:
+        kept = proof.quantization.kept_float
+        console.print(f"left in float: {', '.join(kept) or 'nothing that can be int8'}")
+    if proof.accuracy:
+        a = proof.accuracy
+        shares = ", ".join(f"{a.iou[n]:.4f} after {n} clicks (torch {a.torch[n]:.4f})" for n in a.iou)
+        console.print(f"mean IoU on {a.objects} objects of {a.data}: {shares}")
+
+
+_APIS: Mapping[str, Literal["tensorrt", "tensorrt_rtx"]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 def randomize(network: IOG, seed: int) -> None:
@@ -215,6 +308,14 @@ def _relative_fwhm(noted: dict[str, Any]) -> float:
     """Width of a click's heat as a share of the frame: published, 10 of 512."""
     guidance = noted.get("guidance")
     return guidance["fwhm"] / guidance["size"] if guidance else 10 / 512
+
+
+def _tracked(status: Status, items: Items, what: str) -> Iterator[Any]:
+    """Pass on the items, with a bar behind the status."""
+    for done, item in enumerate(items):
+        filled = 20 * done // len(items)
+        status.update(f"{what} {'━' * filled}{'╌' * (20 - filled)} {done}/{len(items)}")
+        yield item
 
 
 def _show(console: Console, status: Status, step: str) -> None:

@@ -15,8 +15,10 @@ import onnxruntime
 import torch
 from iog.backends.ort import OrtBackend
 from iog.bundle import (
+    FEATURES,
     FORMAT,
     GRAPHS,
+    Accuracy,
     Bundle,
     CropInfo,
     GuidanceInfo,
@@ -24,18 +26,29 @@ from iog.bundle import (
     NetworkInfo,
     Proof,
     Provenance,
+    Quantization,
     write_bundle,
 )
 from iog.crop import CropSpec
+from iog.errors import BackendUnavailable
 from iog.guidance import GuidanceSpec
+from iog.predictor import Predictor
 from torch import Tensor, nn
 
+from .accuracy import Track, mean_ious, torch_segmenter, untracked
+from .datasets import DataSet
+from .evaluation.measure import Deployed
 from .networks import IOG
+from .quantize import Calibration, quantize, record
 from .split import split, whole
+from .storage import channel_ranges, store_as_half, store_as_uint8
+from .tensorrt import EnginePlan, build_engines, prove_engines, target
 from .to_onnx import OnnxGraph, export_graph, finish, to_half_storage
-from .verify import LOGIT_TOLERANCE, cases, check_graph, prove, summary
+from .verify import LOGIT_TOLERANCE, Case, cases, check_graph, prove, summary
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+Storage = Literal["fp32", "fp16", "uint8"]
+COARSENESS = ("fp32", "fp16", "int8")
 KEEP_FLOAT = frozenset({"logits", "cells", "clicks"})  # small, and drawn or thresholded by the runtime in float32
 UNPROVED = Proof(cases=(), max_logit_error=0, logit_tolerance=1, mask_disagreement=0, mask_tolerance=1)
 
@@ -45,6 +58,10 @@ class ExportPlan:
     """What to make of a network.
 
     crop, guidance: how the network was trained to see images and clicks. checkpoint: where the weights come from.
+    features: how they are stored between encoder and head; None for fp32 in fp32 bundles and fp16 in others.
+    calibration: for int8; without it the proof's photographs give the ranges, and every layer is int8.
+    accuracy: objects to measure the bundle and the torch network on, and a name for them.
+    engines: TensorRT engines to build beside the ONNX graphs.
     """
 
     name: str
@@ -56,6 +73,22 @@ class ExportPlan:
     checkpoint_sha256: str | None
     description: str = ""
     card: str | None = None
+    features: Storage | None = None
+    calibration: Calibration | None = None
+    accuracy: tuple[str, DataSet] | None = None
+    engines: EnginePlan | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """Of the features."""
+        return self.features or ("fp32" if self.precision == "fp32" else "fp16")
+
+    @property
+    def tolerance(self) -> str:
+        """By which the proof judges: that of the coarsest rounding in the bundle."""
+        stored: Precision = "int8" if self.storage == "uint8" else self.storage
+        coarsest = max(self.precision, stored, key=COARSENESS.index)
+        return "random-int8" if coarsest == "int8" and self.checkpoint_sha256 is None else coarsest
 
 
 def export_bundle(
@@ -66,36 +99,95 @@ def export_bundle(
     *,
     replace: bool = False,
     progress: Callable[[str], None] = lambda step: None,
+    track: Track = untracked,
 ) -> Manifest:
     """Write the bundle of a network into directory `out`, if it is proved on all photographs.
 
-    progress: is told what is done next. Raises ProofFailed, BundleError; then nothing is written.
+    progress: is told what is done next; track: shows how far that is.
+    Raises CalibrationError, ProofFailed, BundleError, BackendError; then nothing is written.
     """
+    if plan.engines:
+        target(plan.engines)  # not after minutes of other work
     network = network.float().eval()
     modules, examples = _parts(network, plan)
-    graphs: dict[str, OnnxGraph] = {}
+    exact: dict[str, OnnxGraph] = {}
     for name, module in modules.items():
         progress(f"exporting graph {name}")
         outputs = GRAPHS[_kind(network)][name][1]
         model = export_graph(name, module, examples[name], outputs)
-        graphs[name] = finish(to_half_storage(model, KEEP_FLOAT) if plan.precision == "fp16" else model, f"{name}.onnx")
+        exact[name] = finish(model, f"{name}.onnx")
 
-    bundle = Bundle(out, _manifest(network, plan, graphs, UNPROVED), "0" * 64, {n: g.model for n, g in graphs.items()})
+    plain = Bundle(out, _manifest(network, plan, exact, UNPROVED), "0" * 64, {n: g.model for n, g in exact.items()})
     backend = OrtBackend()
     for name, module in modules.items():
         progress(f"comparing graph {name} with torch, tensor by tensor")
-        check_graph(bundle, backend, name, module, examples[name], LOGIT_TOLERANCE[plan.precision])
+        check_graph(plain, backend, name, module, examples[name], LOGIT_TOLERANCE["fp32"])
     all_cases = cases(photographs)
+    graphs, quantization = _in_precision(plan, plain, exact, all_cases, progress, track)
+    bundle = Bundle(out, _manifest(network, plan, graphs, UNPROVED), "0" * 64, {n: g.model for n, g in graphs.items()})
     results = []
     progress(f"proving the click path on {len(all_cases)} objects")
-    for result in prove(network, bundle, all_cases):
+    for result in prove(network, bundle, all_cases, precision=plan.tolerance):
         results.append(result)
         progress(f"proved {result[0]}: logits within {result[1]:.1e}, mask within {result[2]:.1e}")
 
-    manifest = _manifest(network, plan, graphs, summary(plan.precision, results))
+    proof = summary(plan.tolerance, results).model_copy(update={"quantization": quantization})
+    if plan.accuracy:
+        proof = proof.model_copy(update={"accuracy": _accuracy(network, bundle, *plan.accuracy, track)})
+    manifest = _manifest(network, plan, graphs, proof)
+    files: dict[str, bytes] = {}
+    if plan.engines:
+        progress(f"building {plan.engines.api} engines in {plan.engines.precision}")
+        given = plan.calibration.ranging if plan.calibration else all_cases
+        samples = record(plain, given, track) if plan.engines.precision == "int8" else ()
+        engines, files = build_engines(plain, plan.engines, samples)
+        manifest = manifest.model_copy(update={"engines": (engines,)})
+        try:
+            engines = prove_engines(network, manifest, bundle.graphs, files, all_cases)
+            manifest = manifest.model_copy(update={"engines": (engines,)})
+        except BackendUnavailable as e:
+            progress(f"the engines could not be proved here, and the manifest says so: {e}")
     progress(f"writing {out}")
-    write_bundle(out, manifest, bundle.graphs, plan.card or _card(manifest), replace=replace)
+    write_bundle(out, manifest, bundle.graphs, plan.card or _card(manifest), engines=files, replace=replace)
     return manifest
+
+
+def _in_precision(
+    plan: ExportPlan,
+    plain: Bundle,
+    exact: Mapping[str, OnnxGraph],
+    all_cases: Sequence[Case],
+    progress: Callable[[str], None],
+    track: Track,
+) -> tuple[dict[str, OnnxGraph], Quantization | None]:
+    """The graphs of an fp32 bundle with weights, arithmetic and features as planned."""
+    models = {name: onnx.load_from_string(graph.model) for name, graph in exact.items()}
+    quantization, samples = None, None
+    if plan.precision == "int8" or plan.storage == "uint8":
+        progress("recording what the graphs are given")
+        samples = record(plain, plan.calibration.ranging if plan.calibration else all_cases, track)
+    if plan.precision == "int8":
+        assert samples is not None
+        quantized, quantization = quantize(plain, exact, samples, plan.calibration, progress, track)
+        models |= quantized
+    elif plan.precision == "fp16":
+        models = {name: to_half_storage(model, KEEP_FLOAT | set(FEATURES)) for name, model in models.items()}
+    if plan.storage == "fp16":
+        for model in models.values():
+            store_as_half(model, FEATURES)
+    elif plan.storage == "uint8":
+        assert samples is not None
+        ranges = channel_ranges((s.heads[0] for s in samples if s.heads), FEATURES if "head" in models else ())
+        for model in models.values():
+            store_as_uint8(model, ranges)
+    return {name: finish(model, f"{name}.onnx") for name, model in models.items()}, quantization
+
+
+def _accuracy(network: IOG, bundle: Bundle, name: str, objects: DataSet, track: Track) -> Accuracy:
+    with Predictor(bundle, OrtBackend()) as predictor:
+        found = mean_ious(Deployed(predictor), objects, track, "mean IoU of the bundle")
+    expected = mean_ious(torch_segmenter(network, bundle), objects, track, "mean IoU of the torch network")
+    return Accuracy(data=name, objects=len(objects), iou=found, torch=expected)
 
 
 def _kind(network: IOG) -> Literal["split", "single"]:

@@ -22,12 +22,12 @@ from torch.nn.functional import adaptive_avg_pool1d, embedding, interpolate, pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .networks import IOG
-from .networks.decoder import PSP_BINS, upsample
+from .networks.decoder import PSP_BINS
 from .networks.iog import CLICK_CHANNELS
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-_BINS = [slice(a, b) for a, b in pairwise(accumulate((n * n for n in PSP_BINS), initial=0))]  # 0..1..5..14..50
+BIN_ROWS = [slice(a, b) for a, b in pairwise(accumulate((n * n for n in PSP_BINS), initial=0))]  # 0..1..5..14..50
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ class Encoder(nn.Module):
 
         mix = _MixWeights(net)
         self.detail = _conv1x1(mix.level3, mix.bias)
+        self.mid = mix.mid
 
-    def forward(self, image: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The features, in the order in which `Head` takes them.
 
         image: (B, S, S, 3) uint8 RGB, the crop. guidance: (B, 2, S, S) uint8, foreground and background heat of the
@@ -109,7 +110,9 @@ class Encoder(nn.Module):
         level1, level2, level3 = (
             relu(lateral(x)) for lateral, x in zip(self.laterals, (layer3, layer2, layer1), strict=True)
         )
-        return context, pooled, level1, level2, self.detail(level3)  # W at g, W at 2g, 3W/2 at 4g
+        both = self.detail(level3)
+        detail, skip = both[:, : self.mid], both[:, self.mid :]  # W/2 and W channels at 4g
+        return context, pooled, level1, level2, detail, skip
 
 
 class ClickBranch(nn.Module):
@@ -157,7 +160,7 @@ class Head(nn.Module):
 
     def __init__(self, net: IOG, grid: int) -> None:
         super().__init__()
-        self.grid, self.mid = grid, net.spec.width // 2
+        self.grid = grid
         psp = _PSPWeights(net)
         if net.spec.refine:
             self.pool = _constant(_pool_matrix(grid))
@@ -172,8 +175,9 @@ class Head(nn.Module):
         self.fine = nn.ModuleList(  # without the upsampling at the end of each
             nn.Sequential(*list(branch.children())[:-1]) for branch in list(net.Fine_net.cascade)[:3]
         )
-        self.mix01 = _conv1x1(torch.cat([mix.level0, mix.level1], dim=1))
-        self.mix2 = _conv1x1(torch.cat([mix.level2, mix.level2_by_level3], dim=1))
+        # Conv1's share and the shortcut's apart, as `detail` and `skip`: engines copy what is taken out of a map.
+        self.mix01 = nn.ModuleList(map(_conv1x1, mix.parts(torch.cat([mix.level0, mix.level1], dim=1))))
+        self.mix2 = nn.ModuleList(map(_conv1x1, mix.parts(torch.cat([mix.level2, mix.level2_by_level3], dim=1))))
         self.conv2 = _conv(net, "Fine_net.final_predict.0.conv2")
         self.conv3 = _conv(net, "Fine_net.final_predict.0.conv3")
         last = _conv(net, "Fine_net.final_predict.1")  # W -> 1: engines pad 1 channel to 16, so compute taps and add
@@ -187,6 +191,7 @@ class Head(nn.Module):
         level1: Tensor,
         level2: Tensor,
         detail: Tensor,
+        skip: Tensor,
         clicks: Tensor | None = None,
     ) -> Tensor:
         """Return `logits` (B, 4g, 4g).
@@ -204,13 +209,17 @@ class Head(nn.Module):
 
         level0 = relu(self.lateral(context))  # (B, W, g, g)
         level1 = level1 + level0  # (B, W, g, g)
-        level2 = level2 + upsample(self.climb(level1), 2 * g)  # (B, W, 2g, 2g)
-        coarse = self.mix01(torch.cat([self.fine[0](level0), self.fine[1](level1)], dim=1))  # (B, 3W/2, g, g)
-        middle = self.mix2(torch.cat([self.fine[2](level2), level2], dim=1))  # (B, 3W/2, 2g, 2g)
-
-        x = detail + upsample(coarse, 4 * g) + upsample(middle, 4 * g)  # (B, 3W/2, 4g, 4g)
-        y = self.conv3(relu(self.conv2(relu(x[:, : self.mid]))))
-        taps = pad(self.taps(relu(y + x[:, self.mid :])), (1, 1, 1, 1))  # (B, 9, 4g+2, 4g+2)
+        level2 = level2 + _enlarge(self.climb(level1), 2)  # (B, W, 2g, 2g)
+        coarse = torch.cat([self.fine[0](level0), self.fine[1](level1)], dim=1)  # (B, 2W, g, g)
+        middle = torch.cat([self.fine[2](level2), level2], dim=1)  # (B, 2W, 2g, 2g)
+        # NB: these sums' order. ONNX Runtime adds maps of its own layout within convolutions, inputs beside them.
+        into_conv, past_conv = (
+            _enlarge(mix01(coarse), 4) + _enlarge(mix2(middle), 2)
+            for mix01, mix2 in zip(self.mix01, self.mix2, strict=True)
+        )  # (B, W/2, 4g, 4g), (B, W, 4g, 4g)
+        x = self.conv3(relu(self.conv2(relu(detail + into_conv))))
+        x = relu((x + past_conv) + skip)  # (B, W, 4g, 4g)
+        taps = pad(self.taps(x), (1, 1, 1, 1))  # (B, 9, 4g+2, 4g+2)
         shifted = (taps[:, 3 * i + j, i : i + 4 * g, j : j + 4 * g] for i in range(3) for j in range(3))
         return sum(shifted, start=self.bias)
 
@@ -264,6 +273,11 @@ class _MixWeights:
         self.level0, self.level1, self.level2, self.level3 = torch.cat([_matrix(c) for c in convs]).chunk(4, dim=1)
         self.level2_by_level3 = self.level3 @ _matrix(climb)
         self.bias = torch.cat([_bias(c) for c in convs]) + self.level3 @ _bias(climb)
+        self.mid = convs[0].out_channels
+
+    def parts(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of conv1 and those of the shortcut."""
+        return matrix[: self.mid], matrix[self.mid :]
 
 
 def _fold(network: IOG) -> IOG:
@@ -288,9 +302,14 @@ def _finish(part: _Module, network: IOG) -> _Module:
     return copy.deepcopy(part).to(like).eval().requires_grad_(False)
 
 
+def _enlarge(x: Tensor, factor: int) -> Tensor:
+    """`upsample` by a factor that the graph states: ONNX Runtime's fast kernel wants it, not the result's size."""
+    return interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=True)
+
+
 def _per_bin(tokens: Tensor, weights: Iterable[Tensor]) -> Tensor:
     """Multiply the tokens of each PSP stage by its matrix: (..., 50, in), 4 x (in, out) -> (..., 50, out)."""
-    return torch.cat([tokens[..., bins, :] @ w for bins, w in zip(_BINS, weights, strict=True)], dim=-2)
+    return torch.cat([tokens[..., bins, :] @ w for bins, w in zip(BIN_ROWS, weights, strict=True)], dim=-2)
 
 
 def _pool_matrix(grid: int) -> Tensor:

@@ -18,6 +18,8 @@ from iog.bundle import GraphInfo, TensorInfo
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from .storage import store_as_half
+
 OPSET = 18
 DTYPES: dict[int, str] = {
     TensorProto.UINT8: "uint8",
@@ -26,6 +28,7 @@ DTYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.FLOAT: "float32",
 }
+HALF_SUFFIX = "_fp16"  # of the names under which such weights are stored
 HALF_MIN_VALUES = 64  # smaller initializers stay float32: they are scalars and shapes of the arithmetic, not weights
 
 
@@ -82,23 +85,13 @@ def to_half_storage(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) 
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
         if tensor.data_type == TensorProto.FLOAT and values.size >= HALF_MIN_VALUES:
-            stored = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_fp16")
+            stored = numpy_helper.from_array(values.astype(np.float16), tensor.name + HALF_SUFFIX)
             casts.append(helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
             tensor.CopyFrom(stored)
-    ends = []
-    for values_in, is_input in ((graph.input, True), (graph.output, False)):
-        for value in values_in:
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in keep:
-                inner = f"{value.name}_fp32"
-                _rename(graph, value.name, inner)
-                value.type.tensor_type.elem_type = TensorProto.FLOAT16
-                if is_input:
-                    casts.append(helper.make_node("Cast", [value.name], [inner], to=TensorProto.FLOAT))
-                else:
-                    ends.append(helper.make_node("Cast", [inner], [value.name], to=TensorProto.FLOAT16))
-    nodes = [*casts, *graph.node, *ends]
+    nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
+    store_as_half(half, {v.name for v in (*graph.input, *graph.output)} - keep)
     return half
 
 
@@ -148,14 +141,6 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     return TensorInfo.model_validate(
         {"name": value.name, "dtype": DTYPES[value.type.tensor_type.elem_type], "shape": shape}
     )
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                if name == old:
-                    names[i] = new
 
 
 def _strip(model: onnx.ModelProto, name: str) -> None:

@@ -16,6 +16,7 @@ from iog_export import verify
 from iog_export.checkpoint import CheckpointError
 from iog_export.cli import export, randomize
 from iog_export.networks import IOG, NetworkSpec
+from iog_export.unsplit import unsplit
 from iog_export.verify import PHOTOGRAPHS, reference_logits
 
 SMALL = ["--backbone", "resnet18", "--width", "32", "--size", "128"]
@@ -64,6 +65,17 @@ def test_the_bundle_computes_what_the_checkpoint_computes(checkpoint: Path, expo
         expected = reference_logits(network, predictor.bundle, Image.read(CHELSEA), PROMPT)
     assert found.logits is not None
     np.testing.assert_allclose(found.logits, expected, atol=1e-3 * expected.std())
+
+
+@torch.inference_mode()
+def test_the_bundle_can_be_put_together_again(checkpoint: Path, exported: Path) -> None:
+    network = IOG(NetworkSpec("resnet18", width=32)).eval()
+    network.load_state_dict(torch.load(checkpoint, weights_only=True))
+    inputs = torch.rand(1, 5, 128, 128, generator=torch.Generator().manual_seed(0)) * 255
+    expected = network(inputs).logits
+    torch.testing.assert_close(
+        unsplit(Bundle.open(exported))(inputs).logits, expected, rtol=0, atol=1e-3 * expected.std()
+    )
 
 
 def test_half_precision_takes_half_the_space_and_nearly_the_same_masks(checkpoint: Path, exported: Path) -> None:

@@ -92,12 +92,13 @@ def test_split_equals_the_network_wherever_the_clicks_are(filled, spec, size):
 def test_features_have_the_shapes_of_the_bundle_contract(filled):
     parts = split(filled(NetworkSpec("resnet18", width=64), dtype=torch.float32), size=256, fwhm=5)
     image, guidance = torch.zeros(2, 256, 256, 3, dtype=torch.uint8), torch.zeros(2, 2, 256, 256, dtype=torch.uint8)
-    context, pooled, level1, level2, detail = features = parts.encoder(image, guidance)
+    context, pooled, level1, level2, detail, skip = features = parts.encoder(image, guidance)
     assert context.shape == (2, 128, 16, 16)
     assert pooled.shape == (2, (512 + 64) // 4, 50)
     assert level1.shape == (2, 64, 16, 16)
     assert level2.shape == (2, 64, 32, 32)
-    assert detail.shape == (2, 96, 64, 64)
+    assert detail.shape == (2, 32, 64, 64)
+    assert skip.shape == (2, 64, 64, 64)
     assert parts.head(*features, torch.zeros(2, 64, 16, 16)).shape == (2, 64, 64)
 
 

@@ -1,9 +1,12 @@
 """The exporter's graphs: what they compute, for any batch, and how much work they are."""
 
+import math
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from iog.bundle import FEATURES
 from iog_export.networks import IOG, NetworkSpec
 from iog_export.split import Split, split
 from iog_export.to_onnx import OnnxGraph, count_macs, export_graph, finish, to_half_storage
@@ -16,9 +19,8 @@ def head_inputs(parts: Split, batch: int, seed: int = 0) -> dict[str, torch.Tens
     image = torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)
     heat = torch.randint(0, 256, (batch, 2, size, size), generator=generator, dtype=torch.uint8)
     features = parts.encoder(image, heat)
-    names = ("context", "pooled", "level1", "level2", "detail")
     clicks = torch.randn(batch, 64, grid, grid, generator=generator)
-    return {**dict(zip(names, features, strict=True)), "clicks": clicks}
+    return {**dict(zip(FEATURES, features, strict=True)), "clicks": clicks}
 
 
 def run(graph: OnnxGraph, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
@@ -65,7 +67,7 @@ def test_half_storage_halves_the_file_and_rounds_weights_and_features_only(parts
     half = finish(half_model, "head.onnx")
     assert len(half.model) < 0.6 * len(full.model)
     assert {t.name: t.dtype for t in half.info.inputs} == {
-        **dict.fromkeys(("context", "pooled", "level1", "level2", "detail"), "float16"),
+        **dict.fromkeys(FEATURES, "float16"),
         "clicks": "float32",
     }
     assert half.info.outputs == full.info.outputs
@@ -93,9 +95,8 @@ def test_work_of_the_published_network_at_512_is_split_as_designed() -> None:
     """ResNet-101: a click costs a tenth of the network (74.5 GMAC as published, 52.2 of them the backbone)."""
     torch.manual_seed(0)
     parts = split(IOG(NetworkSpec("resnet101")).eval(), size=512, fwhm=10)
-    features = ("context", "pooled", "level1", "level2", "detail")
-    shapes = ((512, 32, 32), (528, 50), (256, 32, 32), (256, 64, 64), (384, 128, 128), (64, 32, 32))
-    example = {n: torch.randn(2, *s) for n, s in zip((*features, "clicks"), shapes, strict=True)}
+    shapes = ((512, 32, 32), (528, 50), (256, 32, 32), (256, 64, 64), (128, 128, 128), (256, 128, 128), (64, 32, 32))
+    example = {n: torch.randn(2, *s) for n, s in zip((*FEATURES, "clicks"), shapes, strict=True)}
     head = count_macs(export_graph("head", parts.head, example, ("logits",)))
     window = {"window": torch.zeros(2, 2, 79, 79, dtype=torch.uint8), "origin": torch.ones(2, 2, dtype=torch.int32)}
     click = count_macs(export_graph("click", parts.click, window, ("cells",)))
@@ -103,8 +104,12 @@ def test_work_of_the_published_network_at_512_is_split_as_designed() -> None:
         "image": torch.zeros(2, 512, 512, 3, dtype=torch.uint8),
         "guidance": torch.zeros(2, 2, 512, 512, dtype=torch.uint8),
     }
-    encoder = count_macs(export_graph("encoder", parts.encoder, first, features))
+    model = export_graph("encoder", parts.encoder, first, FEATURES)
+    encoder = count_macs(model)
     assert head <= 7.0e9
     assert click <= 0.07e9
     backbone = 52.2e9
     assert backbone < encoder <= backbone + 5e9
+    features = finish(to_half_storage(model), "encoder.onnx").info.outputs
+    assert {t.dtype for t in features} == {"float16"}
+    assert sum(2 * math.prod(map(int, t.shape[1:])) for t in features) <= 16.5e6  # bytes an object
