@@ -200,7 +200,7 @@ def _options(config: ServerConfig) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", -1),  # masks are bounded by the images
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # what clients behind NATs may ask of us
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # what clients behind NATs may ask of us
         ("grpc.keepalive_permit_without_calls", 1),
         *([] if age is None else [("grpc.max_connection_age_ms", int(age * 1000))]),
         ("grpc.max_connection_age_grace_ms", 60_000),  # an upload that stalls ends here at the latest

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2 as details
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
@@ -21,10 +23,12 @@ from iog.arrays import Array
 from iog.backends.base import Graph
 from iog.backends.fake import FakeBackend
 from iog.bundle import GraphInfo
+from iog.client import _OPTIONS as CLIENT_OPTIONS
 from iog.errors import BackendError
 from iog.image import ImageLimits
 from iog.predictor import Predictor
 from iog.rpc.server import SERVICE, Server, ServerConfig
+from iog.rpc.server import _options as server_options
 from iog.rpc.servicer import Gate, SegmentationServicer
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import SegmentationServiceStub
@@ -356,6 +360,7 @@ def test_a_request_that_waits_past_its_deadline_is_not_computed(
     with pytest.raises(grpc.RpcError) as caught:
         stub.Segment(request(encoded_image=make_file(seed=3)), timeout=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    time.sleep(1.0)  # the server counts from when it got the request, which is later
     backend.opened.set()
     working.result()
     server.stop()  # after which all threads have ended
@@ -455,6 +460,12 @@ SegmentationServiceStub(grpc.insecure_channel(sys.argv[1])).UploadImage(parts())
         client.kill()
     upload_once_there_is_room(SegmentationServiceStub(connect(server)), file)
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in (*server_options(ServerConfig()), *CLIENT_OPTIONS)}))
+def test_grpc_knows_the_option(name: str) -> None:
+    """It ignores those that it does not know: idle clients were once disconnected for pings that we meant to allow."""
+    assert name.encode() in Path(cygrpc.__file__).read_bytes()
 
 
 def test_an_upload_that_stalls_loses_its_place(start_server: StartServer, connect: Connect, file: bytes) -> None:
