@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow check protos wheel clean
+.PHONY: help setup demo test test-slow bench check protos wheel clean
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -41,6 +41,15 @@ test: .venv/dev.stamp ## All tests but the slow ones
 
 test-slow: .venv/dev.stamp ## The proofs that take minutes
 	$(BIN)/python -m pytest -m slow
+
+BENCH := build/benchmarks
+bench: .venv/dev.stamp ## All benchmarks, under 15 minutes on two cores: build/benchmarks/report.md and the README's table
+	$(BIN)/python benchmarks/click_latency.py --json $(BENCH)/click_latency.json
+	$(BIN)/python benchmarks/server_load.py --seconds 15 --json $(BENCH)/server_load.json
+	$(BIN)/python benchmarks/server_load.py --burst 64 --json $(BENCH)/burst.json
+	$(BIN)/python benchmarks/server_load.py --soak 1.5 --model published --json $(BENCH)/soak.json
+	$(BIN)/python benchmarks/scaling.py --json $(BENCH)/scaling.json
+	$(BIN)/python benchmarks/report.py $(BENCH) --readme README.md
 
 check: .venv/dev.stamp node_modules/.bin/buf .venv-protos/bin/python ## Lint, types, import contracts, wire contract
 	$(BIN)/ruff format --check .

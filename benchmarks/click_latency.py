@@ -1,146 +1,151 @@
-"""What a click costs, next to what deployments of the published code pay: the whole network in PyTorch at every click.
-
-All competitors take turns, round after round, in one run on the same cores, so that the ratios hold on a noisy machine.
-
-    python benchmarks/click_latency.py --rounds 15 --json latency.json
-"""
+"""What a click costs: this runtime, next to every other way to answer it; `--help` says how it is measured."""
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import json
-import os
-import platform
-import statistics
-import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import iog
-import onnxruntime
-import torch
-from iog import Box, Client, Point, Predictor, Prompt
-from iog.crop import CropSpec
-from iog.guidance import GuidanceSpec
-from iog.image import Image
-from iog.rpc.server import Server, ServerConfig
-from iog_export.cli import randomize
-from iog_export.export import ExportPlan, export_bundle
-from iog_export.networks import IOG, NetworkSpec
-from iog_export.verify import PHOTOGRAPHS
-from rich.console import Console
-from rich.progress import track
+import click
+import numpy as np
+from harness.competitors import Competitor, Scene, assemble
+from harness.gauge import SIDE, bandwidth, matrix_product
+from harness.networks import Published
+from harness.record import EAGER, Record, console, json_option, run
+from harness.rounds import Run, Summary, interleaved
+from harness.scene import Annotator, corrected, prompt
+from iog.segmentation import Segmentation
 from rich.table import Table
 
-PHOTOGRAPH = PHOTOGRAPHS / "astronaut.jpg"
-BOX = Box(100, 5, 400, 500)
-POINTS = itertools.cycle([(180 + 9 * i, 120 + 13 * i) for i in range(20)])
+GAUGE = "gauge"
+STAGE_CLICKS = 20  # corrections whose stages are timed
+
+EPILOG = """\b
+Examples:
+  python benchmarks/click_latency.py --json build/benchmarks/click_latency.json
+  python benchmarks/click_latency.py --only 'default|eager' --rounds 5
+  python benchmarks/click_latency.py --backbone resnet50 --size 384
+
+\b
+The first run exports the published network (minutes); it is kept in --work.
+Competitors that cannot run here are listed with the reason.
+Quiet machine, please: the noise is measured and reported, not removed.
+"""
 
 
-def published(directory: Path) -> tuple[IOG, Path]:
-    """The authors' ResNet-101 with random weights, and its fp32 bundle: the weights do not matter for the time."""
-    network = IOG(NetworkSpec("resnet101")).eval()
-    randomize(network, 0)
-    plan = ExportPlan("published", CropSpec(), GuidanceSpec(), "fp32", 0.5, "random weights", None)
-    export_bundle(network, plan, directory / "published", [PHOTOGRAPH])
-    return network, directory / "published"
+@click.command(epilog=EPILOG)
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of all competitors, in turn.")
+@click.option("--only", default="", metavar="REGEX", help="Competitors whose names match. [default: all]")
+@click.option("--backbone", default="resnet101", show_default=True, help="Of the published network.")
+@click.option("--size", type=click.IntRange(64, 2048), default=512, show_default=True, help="Side of its input.")
+@click.option("--width", type=click.IntRange(2), default=256, show_default=True, help="Channels of its decoder.")
+@click.option("--compile-limit", type=float, default=120.0, show_default=True, help="Seconds for torch.compile.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/benchmarks"), show_default=True)
+@json_option
+def main(
+    rounds: int,
+    only: str,
+    backbone: str,
+    size: int,
+    width: int,
+    compile_limit: float,
+    work: Path,
+    path: Path | None,
+) -> None:
+    """What a click costs: this runtime, next to every other way to answer it.
+
+    All competitors take turns, round after round, in one run on the same cores: ratios hold on a noisy machine,
+    milliseconds belong to it. Crop, heat and mask are the same for all; only the network differs, and how often it
+    runs.
+    """
+    published = Published(work / "networks", backbone, size, width)
+    record = Record("click_latency", rounds=rounds, network=str(published), only=only)
+    with ExitStack() as stack:
+        scene = Scene(published, stack, compile_limit)
+        competitors, missing = assemble(scene, only)
+        if not competitors:
+            raise click.ClickException(f"--only {only!r}: no competitor of this name can run here")
+        results = measure(competitors, scene, rounds)
+    results["missing"] = missing
+    console.print(table(results))
+    record.write(results, path)
 
 
-class Annotator:
-    """Clicks on one object; each first click draws a new box, each correction is a new one."""
-
-    def __init__(self, segment: Callable[[Image, Prompt], object]) -> None:
-        self._segment = segment
-        self._image = Image.read(PHOTOGRAPH)
-        self._boxes = itertools.count()
-        self._prompt = Prompt(BOX, Point(250, 250))
-
-    def first(self) -> None:
-        """A new object."""
-        shift = next(self._boxes) % 90
-        self._prompt = Prompt(Box(BOX.x0 - shift, BOX.y0, BOX.x1, BOX.y1), Point(250, 250 + shift % 7))
-        self._segment(self._image, self._prompt)
-
-    def refinement(self) -> None:
-        """One more click on it; after eight the annotator takes them all back."""
-        if len(self._prompt.clicks) >= 8:
-            self._prompt = Prompt(self._prompt.box, self._prompt.inside)
-        self._prompt = self._prompt.with_click(*next(POINTS), positive=True)
-        self._segment(self._image, self._prompt)
-
-
-def main() -> None:
-    """Measure and print a table; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of all competitors [15]")
-    parser.add_argument("--json", type=Path, help="write the figures and the environment here")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = measure(Path(folder), arguments.rounds)
-    show(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def measure(folder: Path, rounds: int) -> dict[str, object]:
-    """Milliseconds by competitor, one value a round, and the environment."""
-    network, bundle = published(folder)
-    inputs, clicks = torch.rand(1, 5, 512, 512) * 255, torch.rand(1, 2, 512, 512) * 255
-
-    def eager() -> None:
-        with torch.inference_mode():
-            network(inputs, clicks)
-
-    with (
-        Predictor.open(bundle) as large,
-        Predictor.open() as default,
-        Server([default], ServerConfig(port=0)) as server,
-        Client(server.address) as client,
-    ):
-        ours, small, remote = Annotator(large.segment), Annotator(default.segment), Annotator(client.segment)
-        competitors: dict[str, Callable[[], None]] = {
-            "PyTorch eager, ResNet-101 at 512: any click": eager,
-            "iog-runtime, ResNet-101 at 512: first click": ours.first,
-            "iog-runtime, ResNet-101 at 512: correction": ours.refinement,
-            "iog-runtime, default model: first click": small.first,
-            "iog-runtime, default model: correction": small.refinement,
-            "iog-runtime, default model through gRPC: first click": remote.first,
-            "iog-runtime, default model through gRPC: correction": remote.refinement,
-        }
-        times: dict[str, list[float]] = {name: [] for name in competitors}
-        for number in track(range(rounds + 1), "rounds", console=Console(stderr=True)):
-            for name, run in competitors.items():
-                start = time.perf_counter()
-                run()
-                if number:  # the first round warms up
-                    times[name].append((time.perf_counter() - start) * 1e3)
-    environment = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "iog": iog.__version__,
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "load": os.getloadavg(),
+def measure(competitors: dict[str, Competitor], scene: Scene, rounds: int) -> dict[str, Any]:
+    """Times of every row, stages, agreement of the masks, and the machine's limits."""
+    gauge, macs = matrix_product()
+    square = np.ones((1, SIDE, SIDE), np.float32)
+    rows, runs = [], dict[str, Run]({GAUGE: lambda: gauge.run({"a": square})})
+    for name, competitor in competitors.items():
+        annotator = Annotator(competitor.answer, scene.image.size)
+        for kind in competitor.clicks:
+            row = f"{name}: {kind}" if kind == "correction" else f"{name}: {kind} click"
+            rows.append({"name": row, "competitor": name, "click": kind, "network": competitor.network})
+            runs[row] = annotator.first if kind == "first" else annotator.correction
+    times = interleaved(runs, rounds)
+    gauged = Summary.of(times.pop(GAUGE))
+    return {
+        "rows": [{**row, "milliseconds": times[row["name"]]} for row in rows],
+        "noise": gauged.spread,
+        "multiply_accumulates_per_second": macs / gauged.minimum * 1e3,
+        "bytes_per_second": bandwidth(),
+        "graphs": scene.traffic,
+        "stages": stages(competitors, scene),
+        "disagreement": disagreement(competitors, scene),
     }
-    return {"milliseconds": times, "environment": environment}
 
 
-def show(report: dict[str, object]) -> None:
-    """A table of medians, quartiles, minima and ratios to the first row."""
-    table = Table("", "median ms", "p25", "min", "ratio of medians")
-    times = report["milliseconds"]
-    assert isinstance(times, dict)
-    reference = statistics.median(next(iter(times.values())))
-    for name, values in times.items():
-        median = statistics.median(values)
-        quarter = statistics.quantiles(values, n=4)[0]
-        table.add_row(name, *(f"{v:.1f}" for v in (median, quarter, min(values))), f"{reference / median:.1f}x")
-    console = Console()
-    console.print(table)
-    console.print(report["environment"])
+def stages(competitors: dict[str, Competitor], scene: Scene) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each stage of a warm correction, for our competitors.
+
+    "rest" is the caller's time that no stage has: for calls through gRPC the client, the wire and the encodings.
+    """
+    result = {}
+    for name, competitor in competitors.items():
+        if name.startswith("iog-runtime"):
+            laps: dict[str, list[float]] = defaultdict(list)
+            asked = prompt(scene.image.size)
+            competitor.answer(asked)
+            for number in range(STAGE_CLICKS):
+                asked = corrected(asked, number)
+                start = time.perf_counter()
+                answer = competitor.answer(asked)
+                total = time.perf_counter() - start
+                assert isinstance(answer, Segmentation)
+                for stage, seconds in answer.timings.items():
+                    laps[stage].append(1e3 * seconds)
+                laps["rest"].append(1e3 * (total - sum(answer.timings.values())))
+                laps["all"].append(1e3 * total)
+                laps["all but the head"].append(1e3 * (total - answer.timings.get("head", 0.0)))
+            result[name] = {stage: float(np.median(values)) for stage, values in laps.items()}
+    return result
+
+
+def disagreement(competitors: dict[str, Competitor], scene: Scene) -> dict[str, float]:
+    """Pixels that differ from PyTorch's mask, as a share of the box, for all that run the published network."""
+    if EAGER not in competitors:
+        return {}
+    asked = prompt(scene.image.size)
+    for number in range(3):
+        asked = corrected(asked, number)
+    masks = {n: c.mask(c.answer(asked)) for n, c in competitors.items() if c.network == competitors[EAGER].network}
+    x0, y0, x1, y1 = asked.box.pixels
+    area = (x1 - x0 + 1) * (y1 - y0 + 1)
+    return {name: float(np.count_nonzero(mask != masks[EAGER]) / area) for name, mask in masks.items()}
+
+
+def table(results: dict[str, Any]) -> Table:
+    """Medians, quartiles, minima, and the ratio to PyTorch eager."""
+    view = Table("", "median ms", "p25", "min", "against eager", title=f"noise {results['noise']:.0%}")
+    eager = next((Summary.of(r["milliseconds"]) for r in results["rows"] if r["competitor"] == EAGER), None)
+    for row in results["rows"]:
+        times = Summary.of(row["milliseconds"])
+        ratio = f"{eager.median / times.median:.1f}x" if eager else "-"
+        view.add_row(row["name"], *(f"{v:.1f}" for v in (times.median, times.p25, times.minimum)), ratio)
+    return view
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -48,11 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "examples").symlink_to(ROOT / "examples")
     for each in ("images", "masks"):
         (path / "photos" / "cups" / each).mkdir(parents=True)
-    shutil.copy(PHOTOGRAPH, path / "photos" / "cups" / "images" / "astronaut.jpg")
-    mask = PIL.Image.open(MASK).point(lambda value: value // 255)  # one object, with id 1
-    mask.save(path / "photos" / "cups" / "masks" / "astronaut.png")
-    for names in ("train.txt", "val.txt"):
-        (path / "photos" / names).write_text("cups/astronaut\n")
+    for name, split in (("astronaut", "train"), ("coffee", "val")):
+        shutil.copy(PHOTOGRAPH.with_stem(name), path / "photos" / "cups" / "images")
+        mask = PIL.Image.open(MASK.with_stem(name)).point(lambda value: value // 255)  # one object, with id 1
+        mask.save(path / "photos" / "cups" / "masks" / f"{name}.png")
+        (path / "photos" / f"{split}.txt").write_text(f"cups/{name}\n")
     return path
 
 

@@ -1,0 +1,1 @@
+"""What the benchmarks share: the machine, the scene, the competitors, the rounds, the server, the records."""

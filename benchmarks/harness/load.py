@@ -1,0 +1,125 @@
+"""Many annotators at one server: who clicks when, and what came of every click."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import grpc
+import numpy as np
+from iog import Prompt
+from iog.rpc import convert
+from iog.v1.segmentation_pb2_grpc import SegmentationServiceStub
+
+TIMEOUT_S = 60.0
+
+
+Outcome = Literal["hit", "joined", "miss", "none", "rejected", "failed"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of one click.
+
+    due: when the annotator clicked, sent or not, in seconds since the start; latency: from then to the reply, in
+    seconds. first: on a new object. outcome: "hit", "joined" or "miss" of the features cache, "none" for a model
+    without one; "rejected" or "failed". stages: seconds on the server.
+    """
+
+    due: float
+    latency: float
+    first: bool
+    outcome: Outcome
+    stages: Mapping[str, float]
+
+    @property
+    def answered(self) -> bool:
+        """With a mask."""
+        return self.outcome not in ("rejected", "failed")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One object: arrives at `start` seconds; after each reply the annotator thinks, then clicks again.
+
+    prompts: one a click, growing. thinking: seconds before each click but the first.
+    """
+
+    start: float
+    digest: str
+    prompts: Sequence[Prompt]
+    thinking: Sequence[float]
+
+
+class Crowd:
+    """Sends clicks when they are due, however many are unanswered: a slow server does not slow its load down.
+
+    Nothing is tried again: a click that is turned away is counted, and its annotator goes on.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        self._stub = SegmentationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def annotate(self, annotations: Sequence[Annotation]) -> list[Reply]:
+        """All clicks on all objects; returns when the last one is answered."""
+        due = [(a.start, i, 0) for i, a in enumerate(annotations)]
+        heapq.heapify(due)
+        changed, replies, unanswered = threading.Condition(), list[Reply](), sum(len(a.prompts) for a in annotations)
+        origin = time.perf_counter()
+
+        def answered(at: float, annotation: int, number: int, call: grpc.Future) -> None:
+            nonlocal unanswered
+            now = time.perf_counter() - origin
+            with changed:
+                replies.append(Reply(at, now - at, number == 0, *_came_of(call)))
+                unanswered -= 1
+                if number + 1 < len(annotations[annotation].prompts):
+                    pause = annotations[annotation].thinking[number]
+                    heapq.heappush(due, (now + pause, annotation, number + 1))
+                changed.notify()
+
+        while True:
+            with changed:
+                while unanswered and not (due and due[0][0] <= time.perf_counter() - origin):
+                    changed.wait(due[0][0] - (time.perf_counter() - origin) if due else None)
+                if not unanswered:
+                    return replies
+                at, annotation, number = heapq.heappop(due)
+            request = convert.request_of(annotations[annotation].digest, annotations[annotation].prompts[number])
+            call = self._stub.Segment.future(request, timeout=TIMEOUT_S)
+            call.add_done_callback(lambda c, a=at, i=annotation, n=number: answered(a, i, n, c))
+
+
+def _came_of(call: grpc.Future) -> tuple[Outcome, Mapping[str, float]]:
+    error = call.exception()
+    if error is None:
+        result = convert.segmentation_from(call.result())
+        return result.cache.features, result.timings
+    return ("rejected" if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else "failed"), {}
+
+
+def poisson(rate: float, seconds: float, random: np.random.Generator) -> Iterator[float]:
+    """Arrival times within the first `seconds`, `rate` a second on average."""
+    at = random.exponential(1 / rate)
+    while at < seconds:
+        yield at
+        at += random.exponential(1 / rate)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """In milliseconds; empty for no values."""
+    if not seconds:
+        return {}
+    p50, p95, p99 = np.percentile(seconds, (50, 95, 99)) * 1e3
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": max(seconds) * 1e3}

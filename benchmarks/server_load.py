@@ -1,0 +1,268 @@
+"""Many annotators at one server: `--help` says which ways there are to load it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from harness.load import Annotation, Crowd, Reply, percentiles, poisson
+from harness.record import Record, console, json_option, run
+from harness.rounds import progress
+from harness.scene import FULL_HD, corrected, growing, photograph, prompt
+from harness.server import Served, served
+from iog import Client, Prompt
+from iog.cli.values import byte_count
+from rich.table import Table
+
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.2)  # of what the server can do at most
+ALONE = 15  # clicks of each kind on an idle server
+SHIFTS = 90  # pixels by which boxes differ
+PHOTOGRAPHS = 8
+SOAKERS = 4  # annotators at a time
+BURSTS = 3
+PUBLISHED = "published"
+
+EPILOG = """\b
+Examples:
+  python benchmarks/server_load.py
+  python benchmarks/server_load.py --load 0.5 --load 0.8 --seconds 60 --think 3
+  python benchmarks/server_load.py --burst 64
+  python benchmarks/server_load.py --soak 60 --model published
+
+\b
+Client and server share the cores of this machine: what the client takes, the server lacks.
+--model published is the authors' network, ResNet-101 at 512 in fp16, with random weights; the first time, its
+export takes minutes. Ctrl-C stops the server too.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--model", metavar="DIR|published", help="What to serve. [default: the packaged default model]")
+@click.option("--load", "shares", type=float, multiple=True, help=f"Shares of the capacity. {list(SHARES)}")
+@click.option("--seconds", type=click.FloatRange(1), default=30.0, show_default=True, help="For each load.")
+@click.option(
+    "--think", type=click.FloatRange(0.0), default=1.0, show_default=True, help="Mean seconds between clicks."
+)
+@click.option(
+    "--corrections", type=click.IntRange(1, 100), default=4, show_default=True, help="After each first click."
+)
+@click.option(
+    "--burst", type=click.IntRange(1), metavar="N", help="Instead: N first clicks at once, one correction each."
+)
+@click.option("--soak", type=click.FloatRange(0.01), metavar="MINUTES", help="Instead: click without a pause.")
+@click.option("--objects", type=click.IntRange(1), default=500, show_default=True, help="To soak with.")
+@click.option("--features-budget", type=byte_count, metavar="SIZE", default="1GiB", show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/benchmarks"), show_default=True)
+@json_option
+def main(
+    model: str | None,
+    shares: tuple[float, ...],
+    seconds: float,
+    think: float,
+    corrections: int,
+    burst: int | None,
+    soak: float | None,
+    objects: int,
+    features_budget: int,
+    work: Path,
+    path: Path | None,
+) -> None:
+    """Load `iog serve` on this machine as annotators do.
+
+    Annotators arrive at random (Poisson), each with one object: a first click, then corrections, each after a time of
+    thinking that begins with the reply. Arrivals do not wait for the server: if it is too slow, they queue up. Latency
+    runs from when a click was due. A click that the server turns away is counted, not repeated.
+    """
+    if burst and soak:
+        raise click.UsageError("--burst and --soak are different runs; give one of them")
+    bundle = published(work) if model == PUBLISHED else model
+    record = Record("server_load", model=model or "default", think=think, corrections=corrections)
+    options = [*(("--model", str(bundle)) if bundle else ()), "--features-budget", str(features_budget)]
+    if burst:
+        options += ["--max-concurrency", str(max(64, 2 * burst))]
+    with served(*options) as server, Client(server.address, timeout=120) as client:
+        photographs = [photograph(variant=v) for v in range(PHOTOGRAPHS)]
+        desk = Desk([client.upload(data) for data in photographs])
+        alone = idle(client, photographs[0])
+        results: dict[str, Any] = {"alone": alone}
+        with Crowd(server.address) as crowd:
+            if burst:
+                results["burst"] = bursts(crowd, desk, burst, think, alone)
+            elif soak:
+                results["soak"] = soaked(crowd, server, desk, soak * 60, objects, corrections, features_budget)
+            else:
+                capacity = (1 + corrections) / (alone["first"] + corrections * alone["correction"]) * 1e3
+                results["capacity"] = capacity
+                results["loads"] = [
+                    loaded(crowd, server, desk, share, capacity, seconds, think, corrections)
+                    for share in shares or SHARES
+                ]
+        results["peak_resident_bytes"] = server.peak()
+    console.print(table(results))
+    record.write(results, path)
+
+
+def published(work: Path) -> Path:
+    """The bundle of the authors' network, from `work` or newly exported."""
+    from harness.networks import Published  # with torch, which nothing else here needs
+
+    return Published(work / "networks").bundle("fp16")
+
+
+class Desk:
+    """Objects to annotate, spread over the photographs."""
+
+    def __init__(self, images: list[str]) -> None:
+        self._images = images
+        self._numbers = itertools.count(1)
+
+    def object(self, number: int) -> tuple[str, Prompt]:
+        """A photograph's digest and a first prompt, the same for the same number."""
+        shift, image = divmod(number, len(self._images))
+        base = prompt(FULL_HD, shift % SHIFTS)
+        lowered = shift // SHIFTS  # boxes of the same width again, but higher
+        return self._images[image], replace(base, box=replace(base.box, y0=base.box.y0 + lowered))
+
+    def annotation(self, start: float, corrections: int, think: float, random: np.random.Generator) -> Annotation:
+        """All that one annotator will do."""
+        digest, first = self.object(next(self._numbers))
+        return Annotation(start, digest, growing(first, corrections), random.exponential(think, corrections).tolist())
+
+    def without_pause(self, number: int, corrections: int) -> Annotation:
+        """An annotator of that object who clicks as soon as the last click is answered."""
+        digest, first = self.object(number)
+        return Annotation(0.0, digest, growing(first, corrections), [0.0] * corrections)
+
+
+def idle(client: Client, photograph: bytes) -> dict[str, float]:
+    """Median milliseconds of a first click and of a correction when nobody else clicks, and of the encoder's run."""
+    firsts, corrections, encoders = list[float](), list[float](), list[float]()
+    for number in range(ALONE):
+        asked = prompt(FULL_HD, -1 - number)  # boxes that no annotator will draw
+        for times in (firsts, corrections):
+            start = time.perf_counter()
+            result = client.segment(photograph, asked)
+            times.append(time.perf_counter() - start)
+            asked = corrected(asked, number)
+            if times is firsts:
+                encoders.append(result.timings.get("encoder", result.timings.get("network", 0.0)))
+    named = {"first": firsts, "correction": corrections, "encoder": encoders}
+    return {name: 1e3 * float(np.median(times)) for name, times in named.items()}
+
+
+def loaded(
+    crowd: Crowd, server: Served, desk: Desk, share: float, capacity: float, seconds: float, think: float, clicks: int
+) -> dict[str, Any]:
+    """One load: what was asked for and what came of it, once as many annotators come as go."""
+    random, settled = np.random.default_rng(0), think * clicks
+    arrivals = poisson(share * capacity / (1 + clicks), seconds + settled, random)
+    annotations = [desk.annotation(at, clicks, think, random) for at in arrivals]
+    with console.status(f"load {share:.0%} of {capacity:.1f} clicks a second, {len(annotations)} annotators"):
+        replies = [r for r in crowd.annotate(annotations) if settled <= r.due < settled + seconds]
+    return {
+        "share": share,
+        "offered_per_second": share * capacity,
+        "clicked_per_second": len(replies) / seconds,
+        "answered_per_second": sum(r.answered for r in replies) / seconds,
+        "resident_bytes": server.resident(),
+        "correction_milliseconds": [round(1e3 * r.latency, 1) for r in replies if r.answered and not r.first],
+        **came_of(replies),
+    }
+
+
+def bursts(crowd: Crowd, desk: Desk, annotators: int, think: float, alone: dict[str, float]) -> dict[str, Any]:
+    """All first clicks at once; each annotator corrects once, most of them while the encoder runs for others."""
+    random, replies, during = np.random.default_rng(0), list[Reply](), list[Reply]()
+    for number in range(BURSTS):
+        with console.status(f"burst {number + 1} of {BURSTS}: {annotators} annotators"):
+            new = crowd.annotate([desk.annotation(0.0, 1, think, random) for _ in range(annotators)])
+        encoded = max(r.due + r.latency for r in new if r.first)
+        replies += new
+        during += [r for r in new if not r.first and r.due < encoded]
+    return {
+        "annotators": annotators,
+        "bursts": BURSTS,
+        "encoder_runs": sum(r.outcome == "miss" for r in replies if r.first),
+        "encoder_runs_for_corrections": sum(r.outcome in ("miss", "joined") for r in replies if not r.first),
+        "corrections_while_encoding": percentiles([r.latency for r in during if r.answered]) | {"count": len(during)},
+        "two_heads_and_an_encoder_ms": {
+            "alone": 2 * alone["correction"] + alone["encoder"],
+            "in the burst": 2 * stage(replies, "clicks", "head") + stage(replies, "encoder"),
+        },
+        **came_of(replies),
+    }
+
+
+def soaked(
+    crowd: Crowd, server: Served, desk: Desk, seconds: float, objects: int, clicks: int, budget: int
+) -> dict[str, Any]:
+    """Objects chosen at random, again and again, by annotators who never pause; the server's memory once a second."""
+    random, before = np.random.default_rng(0), server.resident()
+    resident, replies, seen = list[int](), list[Reply](), set[int]()
+    start = time.monotonic()
+    with progress() as bar:
+        task = bar.add_task("soaking", total=seconds)
+        while (passed := time.monotonic() - start) < seconds:
+            chosen = [len(seen)] if len(seen) < objects else []  # each at least once, if the time allows
+            chosen += random.integers(0, objects, SOAKERS - len(chosen)).tolist()
+            seen.update(chosen)
+            replies += crowd.annotate([desk.without_pause(number, clicks) for number in chosen])
+            resident.append(server.resident() or 0)
+            bar.update(task, completed=passed, description=f"{len(replies)} clicks on {len(seen)} objects")
+    quarters = np.array_split(resident, 4)
+    return {
+        "seconds": seconds,
+        "objects": len(seen),
+        "budget_bytes": budget,
+        "resident_before_bytes": before,
+        "resident_peak_bytes": max(resident),
+        "resident_quarter_bytes": [int(np.median(q)) for q in quarters if len(q)],
+        "resident_bytes": resident,
+        **came_of(replies),
+    }
+
+
+def stage(replies: list[Reply], *names: str) -> float:
+    """Median milliseconds of these stages together, over the replies that had them."""
+    seconds = [sum(r.stages[name] for name in names) for r in replies if all(name in r.stages for name in names)]
+    return 1e3 * float(np.median(seconds)) if seconds else 0.0
+
+
+def came_of(replies: list[Reply]) -> dict[str, Any]:
+    """Counts, and latencies in milliseconds."""
+    answered = [r for r in replies if r.answered]
+    return {
+        "clicks": len(replies),
+        "corrections": sum(not r.first for r in replies),
+        "rejected": sum(r.outcome == "rejected" for r in replies),
+        "failed": sum(r.outcome == "failed" for r in replies),
+        "hit_rate": sum(r.outcome == "hit" for r in answered) / max(1, len(answered)),
+        "first": percentiles([r.latency for r in answered if r.first]),
+        "correction": percentiles([r.latency for r in answered if not r.first]),
+    }
+
+
+def table(results: dict[str, Any]) -> Table:
+    """Every load with its latencies; or the burst; or the soak."""
+    alone = ", ".join(f"{name} {ms:.1f} ms" for name, ms in results["alone"].items())
+    view = Table(title=f"alone: {alone}")
+    for column in ("", "clicks", "rejected", "hits", "first p50", "p99", "correction p50", "p95", "p99"):
+        view.add_column(column, justify="right")
+    named = {f"load {load['share']:.0%}": load for load in results.get("loads", ())}
+    named |= {name: results[name] for name in ("burst", "soak") if name in results}
+    for name, came in named.items():
+        shown = [came["first"].get(p) for p in ("p50", "p99")] + [
+            came["correction"].get(p) for p in ("p50", "p95", "p99")
+        ]
+        cells = (f"{came['clicks']}", f"{came['rejected']}", f"{came['hit_rate']:.0%}")
+        view.add_row(name, *cells, *("-" if ms is None else f"{ms:.1f}" for ms in shown))
+    return view
+
+
+if __name__ == "__main__":
+    run(main)
