@@ -167,6 +167,8 @@ def export(
         raise click.BadParameter(f"{out} exists; choose another directory or pass --force", param_hint="--out")
     if precision == "int8" and checkpoint and not calibration:
         raise click.UsageError("--precision int8 needs --calibration DATA: photographs with object masks")
+    if precision == "int8" and features == "uint8":  # ONNX Runtime fuses scales by channel into sums that have none
+        raise click.UsageError("--features uint8 does not go with --precision int8; choose fp16 or fp32")
     if calibration and "int8" not in (precision, engine_precision):
         raise click.UsageError(f"--calibration is for --precision int8, not {precision}")
     if gpu and target != "tensorrt-rtx":

@@ -156,12 +156,12 @@ def test_uint8_features_keep_each_channel_to_half_a_step() -> None:
 def test_an_int8_bundle_is_calibrated_proved_and_says_what_it_costs(album: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny8"
     arguments = ["--precision", "int8", "--calibration", str(album), "--max-loss", "100", "--accuracy", str(album)]
-    result = run(*TINY, *arguments, "--features", "uint8", "--out", str(out))
+    result = run(*TINY, *arguments, "--out", str(out))
     assert result.exit_code == 0, result.output
     bundle = Bundle.open(out)
     proof = bundle.manifest.proof
     assert bundle.manifest.precision == "int8"
-    assert {t.dtype for t in bundle.manifest.graphs["encoder"].outputs} == {"uint8"}
+    assert {t.dtype for t in bundle.manifest.graphs["encoder"].outputs} == {"float16"}
     assert proof.quantization is not None
     assert proof.quantization.objects == 16
     assert proof.quantization.kept_float == ()  # any loss is allowed here
@@ -187,6 +187,7 @@ def test_too_few_objects_to_calibrate_on_are_refused(album: Path) -> None:
     ("arguments", "message"),
     [
         (["--checkpoint", "weights.pth", "--precision", "int8"], "--precision int8 needs --calibration DATA"),
+        (["--random-weights", "1", "--precision", "int8", "--features", "uint8"], "does not go with --precision int8"),
         (["--random-weights", "1", "--calibration", "."], "--calibration is for --precision int8, not fp32"),
         (["--random-weights", "1", "--precision", "int8", "--calibration", "nowhere"], "'nowhere' does not exist"),
     ],
