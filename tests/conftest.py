@@ -1,6 +1,7 @@
 """Bundles with small but real ONNX graphs, and a photograph to click on."""
 
 import hashlib
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from iog.bundle import (
 )
 from iog.errors import BackendUnavailable
 from onnx import numpy_helper
+
+# Shells start what ends in & with SIGINT ignored, and it and all it starts stay so: Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # no deadline: nothing here asserts how fast this machine is; the same examples everywhere
 settings.register_profile("iog", deadline=None, derandomize=True, max_examples=60)
