@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -215,3 +216,20 @@ def test_the_fakes_cells_see_their_own_field_only(bundle: Bundle) -> None:
     assert alone.max() == 1
     assert (together[0, 0, :2] == alone[0, 0, :2]).all()
     assert (together[0, 0, 3] < alone[0, 0, 3]).any()
+
+
+def test_backends_that_end_in_any_order_leave_signals_their_stack() -> None:
+    pytest.importorskip("openvino")
+    script = """
+import faulthandler, gc, signal
+from iog.backends import open_backend
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: None)
+first, second = open_backend("openvino"), open_backend("openvino")
+del first
+gc.collect()
+del second
+gc.collect()
+signal.raise_signal(signal.SIGUSR1)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0

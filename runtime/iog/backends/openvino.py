@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ class OpenVinoBackend:
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         try:
-            import openvino
+            import openvino  # noqa: F401
         except ImportError as e:
             raise BackendUnavailable("OpenVINO is not installed; install iog-runtime[openvino]") from e
         if device != "cpu":
             raise BackendUnavailable(f"backend openvino runs on device cpu, not {device!r}; use backend ort for a GPU")
-        self._core = openvino.Core()
+        self._core = _core()
         if "CPU" not in self._core.available_devices:
             raise BackendUnavailable(
                 f"OpenVINO has no CPU device here (it has {', '.join(self._core.available_devices) or 'none'}); "
@@ -141,6 +141,18 @@ class OpenVinoGraph:
             if batch not in self._models:
                 self._models[batch] = self._compile_for(batch)
             return self._models[batch].create_infer_request()
+
+
+@cache
+def _core() -> Any:
+    """The one Core of the process.
+
+    Its CPU plugin gives the thread a stack for signal handlers and takes it away at its end: of several, one that ends
+    out of turn leaves the next signal without a stack, which kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def cache_directory() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from iog.backends.base import Backend, Graph
@@ -174,8 +175,10 @@ class TrtProgram:
             raise RuntimeError(self._log.last)
 
 
+@cache
 def logger_of(api: Any) -> Any:
-    """A logger for an API: warnings and errors go to Python's logging, and `last` is the latest error."""
+    """The logger for an API: warnings and errors go to Python's logging, and `last` is the latest error."""
+    # NB: TensorRT keeps a bare pointer to the first logger that it gets, until the process ends.
 
     class Logger(api.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
