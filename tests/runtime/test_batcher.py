@@ -47,6 +47,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def heads_waiting(lane: Lane) -> int:
+    return sum(ticket.priority is Priority.HEAD for ticket in lane._waiting)
+
+
 def queued(
     pool: ThreadPoolExecutor, batcher: Batcher[int, int], items: Sequence[int], deadlines: dict[int, Deadline]
 ) -> list[Future[int]]:
@@ -54,7 +58,7 @@ def queued(
     futures = []
     for item in items:
         futures.append(pool.submit(batcher.run, item, deadlines.get(item, NO_DEADLINE)))
-        wait_for(lambda: len(batcher._line) == len(futures))
+        wait_for(lambda: max(len(batcher._line), heads_waiting(batcher._lane)) == len(futures))
     return futures
 
 
