@@ -40,14 +40,19 @@ class Scene:
         return Size(self.target.shape[0], self.target.shape[1])
 
 
-def scene(target: Target, network_size: int, rng: np.random.Generator) -> Scene:
-    """Warp the surroundings of an object: mirrored, scaled, stretched and turned at random."""
+def scene(target: Target, network_size: int, rng: np.random.Generator, strength: float = 1.0) -> Scene:
+    """Warp the surroundings of an object: mirrored, scaled, stretched and turned at random.
+
+    strength: of all but the mirror, 0..1.
+    """
     x, y, width, height = target.item.bounds
     side = max(width, height)
-    longest = LONGEST_SIDE * network_size * np.exp(rng.uniform(-1.1, 0.0))
+    longest = LONGEST_SIDE * network_size * np.exp(rng.uniform(-0.3 - 0.8 * strength, 0.0))
     scale = min(longest / side, 1.6)
-    angle = rng.normal(0, 10) if rng.random() < 0.6 else rng.uniform(-40, 40) if rng.random() < 0.25 else 0.0
-    stretch = np.exp(rng.normal(0, 0.12))
+    angle = 0.0
+    if rng.random() < 0.7 * strength:
+        angle = rng.normal(0, 10) if rng.random() < 0.85 else rng.uniform(-40, 40)
+    stretch = np.exp(rng.normal(0, 0.12 * strength))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
 
     # The part of the photograph that can reach the scene, shrunk by averaging before the bilinear warp can alias.
@@ -135,23 +140,26 @@ def transplanted(front: Scene, back: Scene) -> Scene:
     return Scene(pixels, front.target, everywhere, everywhere, Box(0, 0, width - 1, height - 1))
 
 
-def recoloured(crop: UInt8Array, inside: BoolArray, rng: np.random.Generator) -> UInt8Array:
-    """(s, s, 3) crop in other light, of another camera, blurred, noisy, compressed; still 0 outside the photograph."""
+def recoloured(crop: UInt8Array, inside: BoolArray, rng: np.random.Generator, strength: float = 1.0) -> UInt8Array:
+    """(s, s, 3) crop in other light, of another camera, blurred, noisy, compressed; still 0 outside the photograph.
+
+    strength: 0..1, with which each of these becomes rarer.
+    """
     pixels = crop
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 * strength:
         pixels = _saturated(pixels, rng)
-    if rng.random() < 0.85:
+    if rng.random() < 0.85 * strength:
         ramp = np.linspace(0, 1, 256)[:, None]
         gain = np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.08, 3))
         bias, gamma = rng.normal(0, 0.06), np.exp(rng.normal(0, 0.2))
         curve = np.clip(255 * ((ramp**gamma - 0.5) * gain + 0.5 + bias), 0, 255).astype(np.uint8)
         pixels = _bytes(cv2.LUT(pixels, curve[:, None, :]))
-    if rng.random() < 0.15:
+    if rng.random() < 0.15 * strength:
         pixels = _bytes(cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.4, 1.6) * crop.shape[0] / 256))
-    if rng.random() < 0.1:
+    if rng.random() < 0.1 * strength:
         noise = rng.normal(0, rng.uniform(2, 12), pixels.shape).astype(np.float32)
         pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
-    if rng.random() < 0.15:
+    if rng.random() < 0.15 * strength:
         quality = int(rng.integers(25, 90))
         _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
         pixels = _bytes(cv2.imdecode(data, cv2.IMREAD_COLOR))

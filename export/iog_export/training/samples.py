@@ -50,10 +50,15 @@ class Batch(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What the network sees at one time of training: crops of this side, so many at once."""
+    """What the network sees at one time of training: crops of this side, so many at once.
+
+    strength: of the augmentation, 0..1. Few passes over the data need little, and the last ones show photographs much
+    as annotators will.
+    """
 
     size: int
     batch: int
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Batches(IterableDataset[Batch]):
         rng = np.random.default_rng((*self._seed, worker.id if worker else 0))
         while True:
             stage, geometry = self._stages[int(self._current)], self._geometries[int(self._current)]
-            samples = [self._sample(geometry, rng) for _ in range(stage.batch)]
+            samples = [self._sample(geometry, stage.strength, rng) for _ in range(stage.batch)]
             inputs, target, known = (torch.from_numpy(np.stack(parts)) for parts in zip(*samples, strict=True))
             yield Batch(inputs, target[:, None], known[:, None])
 
@@ -120,24 +125,31 @@ class Batches(IterableDataset[Batch]):
                 if unreadable == UNREADABLE_IN_A_ROW:
                     raise
 
-    def _sample(self, geometry: Geometry, rng: np.random.Generator) -> Sample:
+    def _sample(self, geometry: Geometry, strength: float, rng: np.random.Generator) -> Sample:
+        def drawn() -> augment.Scene:
+            return augment.scene(self._draw(rng), geometry.crop.size, rng, strength)
+
         while True:
-            size = geometry.crop.size
-            scene = augment.scene(self._draw(rng), size, rng)
+            scene = drawn()
             if not scene.target.any():
                 continue
-            if rng.random() < 0.15:
-                scene = augment.transplanted(scene, augment.scene(self._draw(rng), size, rng))
-            if rng.random() < 0.25:
-                other = augment.scene(self._draw(rng), size, rng)
+            if rng.random() < 0.15 * strength:
+                scene = augment.transplanted(scene, drawn())
+            if rng.random() < 0.25 * strength:
+                other = drawn()
                 if other.target.any():
                     scene = augment.occluded(scene, other, rng)
-            if (sample := prompted(scene, geometry, rng)) is not None:
+            if (sample := prompted(scene, geometry, rng, strength)) is not None:
                 return sample
 
 
-def prompted(scene: augment.Scene, geometry: Geometry, rng: np.random.Generator) -> Sample | None:
-    """Box and click an object as people do, then crop and draw as the runtime does; None if too little is visible."""
+def prompted(
+    scene: augment.Scene, geometry: Geometry, rng: np.random.Generator, strength: float = 1.0
+) -> Sample | None:
+    """Box and click an object as people do, then crop and draw as the runtime does; None if too little is visible.
+
+    strength: of the changes to its colours, 0..1.
+    """
     if not scene.target.any():
         return None
     box = loosened(tight_box(scene.target), looseness(rng), scene.size)
@@ -158,7 +170,7 @@ def prompted(scene: augment.Scene, geometry: Geometry, rng: np.random.Generator)
         point = inside_point(boxed, rng, share=1.0, radius=INSIDE_RADIUS * geometry.crop.size)
     else:
         point = inside_point(boxed, rng, share=0.3)
-    pixels = augment.recoloured(crop.extract(scene.pixels, interpolation), inside, rng)
+    pixels = augment.recoloured(crop.extract(scene.pixels, interpolation), inside, rng, strength)
     heat = [
         heatmap(np.array([(point.x, point.y)], np.int32), geometry.guidance),
         heatmap(corners, geometry.guidance),
@@ -174,7 +186,7 @@ def looseness(rng: np.random.Generator) -> tuple[float, float, float, float]:
     that is loose on all four, as many people draw them, is so rare that networks fail on it.
     """
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.45:
         sides = rng.uniform(-0.02, 0.08, 4)
     elif kind < 0.65:
         sides = rng.uniform(-0.02, 0.20, 4)
