@@ -153,10 +153,10 @@ def _naive_split(scene: Scene) -> Competitor:
     first, rest = scene.published.naive()
     backbone, decode = _opened(scene, "naive backbone", first), _opened(scene, "naive rest", rest)
     names = [t.name for t in backbone.info.outputs]
-    remembered: dict[bytes, dict[str, FloatArray]] = {}
+    remembered: dict[tuple[bytes, bytes], dict[str, FloatArray]] = {}
 
     def run(seen: Seen) -> FloatArray:
-        key = seen.initial.tobytes()  # with the same crop: the image does not change here
+        key = seen.pixels.tobytes(), seen.initial.tobytes()
         if key not in remembered:
             remembered.clear()
             remembered[key] = dict(zip(names, backbone.run({"inputs": seen.inputs()}), strict=True))

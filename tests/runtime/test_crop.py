@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from iog import Box
 from iog.arrays import Array, UInt8Array
-from iog.crop import Crop, CropSpec, resize_matrix
+from iog.crop import Crop, CropSpec, _resized
 from iog.errors import InvalidPrompt
 from iog.guidance import GuidanceSpec, heatmap
 from iog.mask import full_frame, threshold
@@ -142,9 +142,10 @@ def test_corners_are_the_outermost_network_pixels_in_the_box(box: Box, spec: Cro
 
 @pytest.mark.parametrize(("source", "target"), [(32, 128), (128, 512), (8, 8), (5, 17), (1, 4)])
 def test_maps_are_resized_with_aligned_corners(source: int, target: int) -> None:
-    values = np.random.default_rng(0).normal(size=source)
-    expected = np.interp(np.linspace(0, source - 1, target), np.arange(source), values)
-    np.testing.assert_allclose(resize_matrix(source, target) @ values, expected, atol=1e-6)
+    values = np.random.default_rng(0).normal(size=(source, 3)).astype(np.float32)
+    at = np.linspace(0, source - 1, target)
+    expected = np.stack([np.interp(at, np.arange(source), column) for column in values.T], axis=1)
+    np.testing.assert_allclose(_resized(values, target), expected, atol=1e-6)
 
 
 def test_scores_are_interpolated_after_the_sigmoid() -> None:
@@ -152,8 +153,10 @@ def test_scores_are_interpolated_after_the_sigmoid() -> None:
     logits = np.random.default_rng(1).normal(0, 4, (16, 16)).astype(np.float32)
     scores = crop.scores(logits, size)
     assert scores.shape == (40, 54)  # the crop's part in the image
-    matrix = resize_matrix(16, 64).astype(np.float64)
-    expected = 1 / (1 + np.exp(-(matrix @ logits @ matrix.T)))  # the crop has the frame's size: nothing to interpolate
+    at = np.linspace(0, 15, 64)
+    rows = np.stack([np.interp(at, np.arange(16), column) for column in logits.T], axis=1)  # (64, 16)
+    frame = np.stack([np.interp(at, np.arange(16), row) for row in rows])
+    expected = 1 / (1 + np.exp(-frame))  # the crop has the frame's size: nothing to interpolate
     np.testing.assert_allclose(scores, expected[:40, 10:], atol=1e-5)
 
 

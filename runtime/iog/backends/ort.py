@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from iog.arrays import Array
@@ -65,8 +68,8 @@ class OrtBackend:
         options.log_severity_level = 3
         # graphs take turns on the cores: one that spins after its run slows the next one down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # int8 graphs: without VNNI instructions products of int8 weights saturate; there weights become uint8
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if _int8_products_saturate():  # then weights become uint8, which are exact, and three times as slow
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             session = self._ort.InferenceSession(model, options, providers=providers)
         except Exception as e:  # onnxruntime's exceptions have no common base
@@ -101,6 +104,17 @@ class OrtGraph:
     def close(self) -> None:
         """Drop the session; requests that are running finish first."""
         self._session = None
+
+
+@cache
+def _int8_products_saturate() -> bool:
+    """Whether this is an x86 processor without VNNI, as far as the system tells."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text()  # avx512_vnni, avx_vnni
+    except OSError:
+        return True
 
 
 def failure(name: str, error: Exception) -> BackendError:
