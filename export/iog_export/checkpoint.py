@@ -110,11 +110,13 @@ def infer_spec(state: StateDict) -> NetworkSpec | None:
     blocks = {m[0] for key in state if (m := re.match(r"backbone\.layer\d\.\d+\.", key))}
     depths = tuple(sum(block.startswith(f"backbone.layer{i}.") for block in blocks) for i in (1, 2, 3, 4))
     bottlenecks = "backbone.layer1.0.conv3.weight" in state
+    first = state.get("backbone.conv1.weight")  # (stem, 5, 7, 7)
     last = state.get("Fine_net.final_predict.1.weight")  # (1, width, 3, 3)
-    if last is None or last.ndim != 4 or last.shape[1] < 2 or last.shape[1] % 2:
+    if first is None or last is None or last.ndim != 4 or last.shape[1] < 2 or last.shape[1] % 2:
         return None
+    found = depths, bottlenecks, len(first)
     for name, architecture in ARCHITECTURES.items():
-        if architecture.depths == depths and (architecture.block is Bottleneck) == bottlenecks:
+        if (architecture.depths, architecture.block is Bottleneck, architecture.stem) == found:
             refine = any(key.startswith("iog_points.") for key in state)
             return NetworkSpec(name, refine=refine, width=last.shape[1])
     return None

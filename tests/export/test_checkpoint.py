@@ -64,7 +64,15 @@ def test_checkpoints_load_however_they_were_saved(saved, weights, network, wrap,
     assert info.file == "network.pth"
 
 
-@pytest.mark.parametrize("spec", [SPEC, NetworkSpec("resnet34", refine=False, width=64), NetworkSpec("resnet101")])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        NetworkSpec("resnet18-half", width=8),
+        NetworkSpec("resnet34", refine=False, width=64),
+        NetworkSpec("resnet101"),
+    ],
+)
 def test_the_network_is_recognised_by_its_weights(spec):
     with torch.device("meta"):
         assert infer_spec(IOG(spec).state_dict()) == spec

@@ -66,7 +66,9 @@ def test_three_click_network_computes_what_the_authors_does(filled, dtype):
     assert np.abs(logits - expected).max() <= TOLERANCE[dtype] * expected.std()
 
 
-@pytest.mark.parametrize(("backbone", "refine"), [("resnet18", True), ("resnet18", False), ("resnet50", True)])
+@pytest.mark.parametrize(
+    ("backbone", "refine"), [("resnet18-half", True), ("resnet18", True), ("resnet18", False), ("resnet50", True)]
+)
 def test_trains_on_small_crops_in_bfloat16_and_every_used_weight_learns(backbone, refine):
     network = IOG(NetworkSpec(backbone, refine=refine, width=16, normalize=True)).to(memory_format=torch.channels_last)
     inputs = (torch.rand(2, 5, 64, 64) * 255).to(memory_format=torch.channels_last)

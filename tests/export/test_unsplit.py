@@ -61,6 +61,7 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     ("spec", "dtype", "tolerance"),
     [
         (NetworkSpec("resnet18", width=16, normalize=True), np.float16, 0.05),
+        (NetworkSpec("resnet18-half", width=16, normalize=True), np.float16, 0.05),
         (NetworkSpec("resnet50", width=8), np.float32, 1e-3),
     ],
 )

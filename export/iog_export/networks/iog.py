@@ -59,7 +59,7 @@ class IOG(nn.Module):
         psp_in = c4 + CLICK_CHANNELS if spec.refine else c4
         self.backbone = ResNet(architecture)
         if spec.refine:
-            self.iog_points = _click_branch()
+            self.iog_points = _click_branch(architecture.stem)
         self.psp4 = PSP(psp_in, 2 * spec.width)
         self.Coarse_net = CoarseNet((2 * spec.width, c3, c2, c1), spec.width)
         self.Fine_net = FineNet(spec.width)
@@ -102,15 +102,15 @@ class IOG(nn.Module):
         return Outputs(logits, self.Coarse_net.side_logits(levels) if self.training else ())
 
 
-def _click_branch() -> nn.Sequential:
-    """(B, 2, S, S) -> (B, 64, S/16, S/16)."""
+def _click_branch(stem: int) -> nn.Sequential:
+    """(B, 2, S, S) -> (B, 64, S/16, S/16). stem: channels behind the first convolution, 64 as published."""
     layers: list[nn.Module] = []
     for c_in, c_out, kernel, stride in (
-        (2, 64, 3, 2),
-        (64, 128, 3, 2),
-        (128, 256, 3, 2),
-        (256, 256, 3, 2),
-        (256, CLICK_CHANNELS, 1, 1),
+        (2, stem, 3, 2),
+        (stem, 2 * stem, 3, 2),
+        (2 * stem, 4 * stem, 3, 2),
+        (4 * stem, 4 * stem, 3, 2),
+        (4 * stem, CLICK_CHANNELS, 1, 1),
     ):
         layers += [*conv_bn(c_in, c_out, kernel, stride), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

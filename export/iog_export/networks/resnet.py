@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101 at output stride 16: layer4 keeps its stride at 1 and dilates by 2, 4, 8, block by block."""
+"""ResNets at output stride 16: layer4 keeps its stride at 1 and dilates by 2, 4, 8, block by block."""
 
 from __future__ import annotations
 
@@ -65,19 +65,21 @@ class Bottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A member of the family: its block and how many of them each layer has."""
+    """A member of the family: its block, how many of them each layer has, and the channels of the stem."""
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
+    stem: int = 64
 
     @property
     def channels(self) -> tuple[int, int, int, int]:
         """Channels of layer1..layer4."""
-        c = 64 * self.block.expansion
+        c = self.stem * self.block.expansion
         return c, 2 * c, 4 * c, 8 * c
 
 
 ARCHITECTURES = {
+    "resnet18-half": Architecture(BasicBlock, (2, 2, 2, 2), stem=32),
     "resnet18": Architecture(BasicBlock, (2, 2, 2, 2)),
     "resnet34": Architecture(BasicBlock, (3, 4, 6, 3)),
     "resnet50": Architecture(Bottleneck, (3, 4, 6, 3)),
@@ -90,19 +92,19 @@ class ResNet(nn.Module):
 
     def __init__(self, architecture: Architecture, in_channels: int = 5) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        c, (c1, c2, c3, _) = architecture.stem, architecture.channels
+        self.conv1 = nn.Conv2d(in_channels, c, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(c)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        c1, c2, c3, _ = architecture.channels
         block, (n1, n2, n3, n4) = architecture.block, architecture.depths
-        self.layer1 = _layer(block, 64, 64, stride=1, dilations=[1] * n1)
-        self.layer2 = _layer(block, c1, 128, stride=2, dilations=[1] * n2)
-        self.layer3 = _layer(block, c2, 256, stride=2, dilations=[1] * n3)
-        self.layer4 = _layer(block, c3, 512, stride=1, dilations=[2, 4, 8][:n4])
+        self.layer1 = _layer(block, c, c, stride=1, dilations=[1] * n1)
+        self.layer2 = _layer(block, c1, 2 * c, stride=2, dilations=[1] * n2)
+        self.layer3 = _layer(block, c2, 4 * c, stride=2, dilations=[1] * n3)
+        self.layer4 = _layer(block, c3, 8 * c, stride=1, dilations=[2, 4, 8][:n4])
 
     def forward(self, x: Tensor) -> Features:
         """(B, in_channels, S, S) -> the four maps; S is a multiple of 16."""
-        stem = self.maxpool(relu(self.bn1(self.conv1(x)), inplace=True))  # (B, 64, S/4, S/4)
+        stem = self.maxpool(relu(self.bn1(self.conv1(x)), inplace=True))  # (B, C, S/4, S/4)
         layer1 = self.layer1(stem)
         layer2 = self.layer2(layer1)
         layer3 = self.layer3(layer2)
