@@ -124,16 +124,16 @@ def stages(competitors: dict[str, Competitor], scene: Scene) -> dict[str, dict[s
 
 
 def disagreement(competitors: dict[str, Competitor], scene: Scene) -> dict[str, float]:
-    """Pixels that differ from PyTorch's mask, as a share of the box, for all that run the published network."""
+    """The largest difference from PyTorch's logits, in their standard deviations, for all of the published network."""
     if EAGER not in competitors:
         return {}
     asked = prompt(scene.image.size)
     for number in range(3):
         asked = corrected(asked, number)
-    masks = {n: c.mask(c.answer(asked)) for n, c in competitors.items() if c.network == competitors[EAGER].network}
-    x0, y0, x1, y1 = asked.box.pixels
-    area = (x1 - x0 + 1) * (y1 - y0 + 1)
-    return {name: float(np.count_nonzero(mask != masks[EAGER]) / area) for name, mask in masks.items()}
+    same = {n: c.logits(asked) for n, c in competitors.items() if c.network == competitors[EAGER].network}
+    logits = {name: values for name, values in same.items() if values is not None}
+    expected = logits[EAGER]
+    return {name: float(np.abs(values - expected).max() / expected.std()) for name, values in logits.items()}
 
 
 def table(results: dict[str, Any]) -> Table:

@@ -73,14 +73,14 @@ def latency(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield "![Latency](latency.png)"
     ratios = against(results["rows"])
     yield markdown(
-        ("", "runs", "median", "p25", "min", "against eager", "pixels that differ from it"),
+        ("", "runs", "median", "p25", "min", "against eager", "logits off by, in their std"),
         [
             (
                 row["name"],
                 row["network"],
                 *(f"{v:.1f}" for v in (times.median, times.p25, times.minimum)),
                 ratios.get(row["name"], ""),
-                _share(results["disagreement"].get(row["competitor"])),
+                _deviation(results["disagreement"].get(row["competitor"])),
             )
             for row in results["rows"]
             for times in [Summary.of(row["milliseconds"])]
@@ -327,6 +327,10 @@ def _mb(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
+
+
+def _deviation(value: float | None) -> str:
+    return "" if value is None else f"{value:.1g}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from iog.errors import IogError
 from iog.guidance import GuidanceSpec
 from iog.image import Image
 from iog.prompt import Prompt
-from iog.segmentation import Segmentation
 from iog_export.evaluation.baselines import grabcut
 from iog_export.to_onnx import OnnxGraph
 
@@ -49,13 +48,13 @@ class Competitor:
     """One way to answer clicks.
 
     answer: is timed. clicks: the kinds that cost differently. network: what it runs; comparable are those that run
-    the same. mask: (H, W) from an answer.
+    the same. logits: (S/4, S/4) of the same click, untimed; None where they do not come out.
     """
 
     answer: Callable[[Prompt], object]
     clicks: tuple[Click, ...]
     network: str
-    mask: Callable[..., BoolArray]
+    logits: Callable[[Prompt], FloatArray | None] = lambda prompt: None
 
 
 @dataclass
@@ -120,7 +119,7 @@ def _whole(scene: Scene, run: Callable[[Seen], FloatArray]) -> Competitor:
         seen, crop = host.see(prompt)
         return host.mask(run(seen), crop)
 
-    return Competitor(answer, ("any",), str(scene.published), lambda mask: mask)
+    return Competitor(answer, ("any",), str(scene.published), lambda prompt: run(host.see(prompt)[0]))
 
 
 def _run_eager(published: Published, seen: Seen) -> FloatArray:
@@ -164,7 +163,7 @@ def _naive_split(scene: Scene) -> Competitor:
         return logits
 
     whole = _whole(scene, run)
-    return Competitor(whole.answer, ("first", "correction"), whole.network, whole.mask)
+    return replace(whole, clicks=("first", "correction"))
 
 
 def _platform_function(scene: Scene) -> Competitor:
@@ -195,7 +194,7 @@ def _platform_function(scene: Scene) -> Competitor:
         }
         return np.array(json.loads(function(json.dumps(body)))["mask"], np.bool_)
 
-    return Competitor(answer, ("any",), str(scene.published), lambda mask: mask)
+    return Competitor(answer, ("any",), str(scene.published))
 
 
 def _grabcut(scene: Scene) -> Competitor:
@@ -211,7 +210,7 @@ def _grabcut(scene: Scene) -> Competitor:
         )
         return grabcut(scene.image.pixels[y0:y1, x0:x1], moved)
 
-    return Competitor(answer, ("any",), "no network", lambda mask: mask)
+    return Competitor(answer, ("any",), "no network")
 
 
 def _ours(backend: str, precision: str) -> Callable[[Scene], Competitor]:
@@ -232,7 +231,12 @@ def _default(scene: Scene) -> Competitor:
 
 def _predictor(scene: Scene, predictor: Predictor, network: str) -> Competitor:
     scene.stack.enter_context(predictor)
-    return Competitor(lambda prompt: predictor.segment(scene.image, prompt), ("first", "correction"), network, _mask_of)
+    return Competitor(
+        lambda prompt: predictor.segment(scene.image, prompt),
+        ("first", "correction"),
+        network,
+        lambda prompt: predictor.segment(scene.image, prompt, scores=True).logits,
+    )
 
 
 def _through_grpc(scene: Scene) -> Competitor:
@@ -240,12 +244,11 @@ def _through_grpc(scene: Scene) -> Competitor:
     running = scene.stack.enter_context(served())
     client = scene.stack.enter_context(Client(running.address))
     return Competitor(
-        lambda prompt: client.segment(scene.image, prompt), ("first", "correction"), "default model", _mask_of
+        lambda prompt: client.segment(scene.image, prompt),
+        ("first", "correction"),
+        "default model",
+        lambda prompt: client.segment(scene.image, prompt, scores=True).logits,
     )
-
-
-def _mask_of(result: Segmentation) -> BoolArray:
-    return result.mask
 
 
 def _note_traffic(scene: Scene, bundle: Bundle, name: str) -> None:

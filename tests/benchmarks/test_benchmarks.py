@@ -73,7 +73,7 @@ def test_competitors_take_turns_and_show_where_the_time_goes(folder: Path) -> No
 
 
 @pytest.mark.slow
-def test_competitors_that_run_the_same_network_compute_the_same_mask(tmp_path: Path) -> None:
+def test_competitors_that_run_the_same_network_compute_the_same_logits(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
     names = (EAGER, "platform function", "naive split", "ONNX Runtime, whole", "OpenVINO fp32", "no such competitor")
     small = ("--rounds", "1", "--backbone", "resnet18", "--size", "64", "--width", "8")
@@ -82,7 +82,7 @@ def test_competitors_that_run_the_same_network_compute_the_same_mask(tmp_path: P
     )
     assert code == 0, output
     results = json.loads(path.read_text())["results"]
-    assert len(results["disagreement"]) == 5 - len(results["missing"])
+    assert len(results["disagreement"]) == 4 - len(results["missing"])  # a platform function's answers are masks
     assert max(results["disagreement"].values()) < 1e-3
     assert {"whole network", "naive backbone", "naive rest"} <= results["graphs"].keys()
 
