@@ -203,7 +203,8 @@ def burst(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
         f"{alone(results)} The encoder ran {b['encoder_runs']} times for first clicks and "
         f"{b['encoder_runs_for_corrections']} times for corrections; {b['rejected']} clicks were rejected, "
         f"{b['failed']} failed. Of {while_encoding['count']} corrections sent while first clicks were still waiting, "
-        f"the median took {_ms(while_encoding.get('p50'))} ms and p99 {_ms(while_encoding.get('p99'))} ms. "
+        f"the median took {_ms(while_encoding.get('p50'))} ms and p99 {_ms(while_encoding.get('p99'))} ms; from the "
+        f"request's start on the server to its mask, p99 {_ms(b['of_these_on_the_server'].get('p99'))} ms. "
         f"Two heads and an encoder run take {_ms(bound['alone'])} ms alone, {_ms(bound['in the burst'])} in the burst."
     )
 

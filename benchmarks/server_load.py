@@ -190,6 +190,7 @@ def bursts(crowd: Crowd, desk: Desk, annotators: int, think: float, alone: dict[
         "encoder_runs": sum(r.outcome == "miss" for r in replies if r.first),
         "encoder_runs_for_corrections": sum(r.outcome in ("miss", "joined") for r in replies if not r.first),
         "corrections_while_encoding": percentiles([r.latency for r in during if r.answered]) | {"count": len(during)},
+        "of_these_on_the_server": percentiles([sum(r.stages.values()) for r in during if r.answered]),
         "two_heads_and_an_encoder_ms": {
             "alone": 2 * alone["correction"] + alone["encoder"],
             "in the burst": 2 * stage(replies, "clicks", "head") + stage(replies, "encoder"),

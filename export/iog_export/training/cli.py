@@ -79,6 +79,14 @@ INTERRUPTED = 130  # exit code
 @click.option("--width", type=click.IntRange(min=2), help="Decoder channels.  [default: 64, or that of --init]")
 @click.option("--size", type=click.IntRange(min=128), help="Side of deployed crops.  [default: 256, or that of --init]")
 @click.option("--batch", type=click.IntRange(min=2), default=10, show_default=True, help="Objects at once, at --size.")
+@click.option(
+    "--augmentation",
+    type=click.FloatRange(0, 1),
+    default=0.4,
+    show_default=True,
+    help="Strength of distortions, occluders and other colours; half of it at the end. Up to 1 where every object is "
+    "seen hundreds of times.",
+)
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
 @click.option(
     "--learning-rate",
@@ -118,6 +126,7 @@ def train(
     width: int | None,
     size: int | None,
     batch: int,
+    augmentation: float,
     accumulate: int,
     learning_rate: float | None,
     memory: float,
@@ -166,9 +175,9 @@ def train(
             ),
             minutes=minutes,
             stages=(
-                (0.0, Stage(size // 2, 2 * batch)),
-                (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2)),
-                (0.78, Stage(size, batch)),
+                (0.0, Stage(size // 2, 2 * batch, augmentation)),
+                (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2, 0.75 * augmentation)),
+                (0.78, Stage(size, batch, 0.5 * augmentation)),
             ),
             clicks=CLICKS_FROM_TRAINED if initial else CLICKS_FROM_SCRATCH,
             accumulate=accumulate,

@@ -160,7 +160,10 @@ def test_gradients_in_half_precision_are_scaled_and_an_overflow_skips_the_step(p
             {"learning_rate": 1e-3, "minutes": 2},
             "minutes is 1 there and 2 here; learning_rate is 0.002 there and 0.001",
         ),
-        ({"stages": ((0.0, Stage(64, 4)),)}, r"stages is \[\[0.0, 64, 2\]\] there and \[\[0.0, 64, 4\]\] here"),
+        (
+            {"stages": ((0.0, Stage(64, 4)),)},
+            r"stages is \[\[0.0, 64, 2, 1.0\]\] there and \[\[0.0, 64, 4, 1.0\]\] here",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused_with_the_differences(plan: Plan, tmp_path, change, problem):

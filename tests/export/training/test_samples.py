@@ -3,6 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from iog_export.annotator import tight_box
 from iog_export.datasets import DataError, DataSet, Photograph, Target
 from iog_export.datasets.folders import Folders
 from iog_export.datasets.labelmap import LabelMap
@@ -78,6 +79,22 @@ def test_recolouring_leaves_the_padding_black():
     crop = np.full((64, 64, 3), 90, np.uint8) * inside[:, :, None]
     for seed in range(20):
         assert not augment.recoloured(crop, inside, np.random.default_rng(seed))[~inside].any()
+
+
+def test_without_strength_objects_are_scaled_and_mirrored_and_nothing_else():
+    labels = np.zeros((100, 140), np.uint8)
+    labels[30:70, 40:100] = 1  # 60 wide, 40 high
+    sizes = set()
+    for seed in range(20):
+        scene = augment.scene(target_of(labels), 64, np.random.default_rng(seed), strength=0.0)
+        x0, y0, x1, y1 = tight_box(scene.target).pixels
+        assert scene.target[y0 : y1 + 1, x0 : x1 + 1].mean() > 0.97  # not turned
+        assert (x1 - x0 + 1) / (y1 - y0 + 1) == pytest.approx(1.5, rel=0.05)
+        sizes.add(x1 - x0)
+        crop = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+        everywhere = np.ones((64, 64), bool)
+        assert (augment.recoloured(crop, everywhere, np.random.default_rng(seed), strength=0.0) == crop).all()
+    assert len(sizes) > 3
 
 
 def test_samples_are_clicked_inside_the_target_and_cornered_around_it(shapes_data, geometry: Geometry):
