@@ -112,9 +112,10 @@ def infer_spec(state: StateDict) -> NetworkSpec | None:
     bottlenecks = "backbone.layer1.0.conv3.weight" in state
     first = state.get("backbone.conv1.weight")  # (stem, 5, 7, 7)
     last = state.get("Fine_net.final_predict.1.weight")  # (1, width, 3, 3)
-    if first is None or last is None or last.ndim != 4 or last.shape[1] < 2 or last.shape[1] % 2:
+    if last is None or last.ndim != 4 or last.shape[1] < 2 or last.shape[1] % 2:
         return None
-    found = depths, bottlenecks, len(first)
+    stem = 64 if first is None or first.ndim != 4 else len(first)
+    found = depths, bottlenecks, stem
     for name, architecture in ARCHITECTURES.items():
         if (architecture.depths, architecture.block is Bottleneck, architecture.stem) == found:
             refine = any(key.startswith("iog_points.") for key in state)

@@ -78,6 +78,14 @@ def test_the_network_is_recognised_by_its_weights(spec):
         assert infer_spec(IOG(spec).state_dict()) == spec
 
 
+@pytest.mark.parametrize("stem", [None, torch.zeros(())])
+def test_a_checkpoint_without_a_proper_stem_is_of_the_published_ones(refusal, saved, weights, stem):
+    del weights["backbone.conv1.weight"]
+    message = refusal(saved(weights if stem is None else weights | {"backbone.conv1.weight": stem}))
+    assert "backbone.conv1.weight" in message
+    assert "incomplete or altered" in message
+
+
 def test_weights_of_something_else_are_not_recognised():
     assert infer_spec(torch.nn.Linear(2, 2).state_dict()) is None
 

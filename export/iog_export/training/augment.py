@@ -43,7 +43,7 @@ class Scene:
 def scene(target: Target, network_size: int, rng: np.random.Generator, strength: float = 1.0) -> Scene:
     """Warp the surroundings of an object: mirrored, scaled, stretched and turned at random.
 
-    strength: of all but the mirror, 0..1.
+    strength: 0..1; at 0 only the mirror and a little scaling are left.
     """
     x, y, width, height = target.item.bounds
     side = max(width, height)

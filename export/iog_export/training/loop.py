@@ -235,7 +235,7 @@ class Trainer:
         """The end of the training, with batch norms measured at the size at which the network will be deployed."""
         plan = self.plan
         if self.machine.leads:
-            stage = Stage(plan.geometry.crop.size, plan.stages[-1][1].batch)
+            stage = plan.stages[-1][1]._replace(size=plan.geometry.crop.size)
             count = -(-min(plan.norm_crops, self.passes) // stage.batch)
             clicking = Clicking(self.averaged, plan.geometry)
             norms.reestimate(clicking, islice(self._batches(data, [stage]), count), plan)

@@ -42,9 +42,9 @@ class Plan:
     geometry: Geometry
     minutes: float
     stages: tuple[tuple[float, Stage], ...] = (
-        (0.0, Stage(128, 20)),
-        (0.55, Stage(192, 14)),
-        (0.78, Stage(256, 10)),
+        (0.0, Stage(128, 20, 0.4)),
+        (0.55, Stage(192, 14, 0.3)),
+        (0.78, Stage(256, 10, 0.2)),
     )
     clicks: ClickSchedule = CLICKS_FROM_SCRATCH
     accumulate: int = 1

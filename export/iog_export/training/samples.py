@@ -58,7 +58,7 @@ class Stage(NamedTuple):
 
     size: int
     batch: int
-    strength: float = 1.0
+    strength: float
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,12 @@ class OpenVinoBackend:
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         try:
-            self._core = _core()
+            import openvino  # noqa: F401
         except ImportError as e:
             raise BackendUnavailable("OpenVINO is not installed; install iog-runtime[openvino]") from e
         if device != "cpu":
             raise BackendUnavailable(f"backend openvino runs on device cpu, not {device!r}; use backend ort for a GPU")
+        self._core = _core()
         if "CPU" not in self._core.available_devices:
             raise BackendUnavailable(
                 f"OpenVINO has no CPU device here (it has {', '.join(self._core.available_devices) or 'none'}); "

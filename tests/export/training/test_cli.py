@@ -28,6 +28,7 @@ def folder(shapes):
 def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_from_what_it_wrote(folder, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     arguments = [str(folder), "--out", str(first), "--minutes", "0.005", *TINY, "--workers", "2", "--device", "cpu"]
+    arguments += ["--augmentation", "0.8"]
     result = CliRunner().invoke(train, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     for word in ("network", "ellipse", "filled box", "shapes"):
@@ -38,6 +39,7 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
     assert contents["guidance"] == {"size": 128, "fwhm": 2.5}
     assert contents["provenance"]["data"] == {"shapes": 6}
     assert contents["provenance"]["init"] is None
+    assert [stage[-1] for stage in contents["provenance"]["stages"]] == pytest.approx([0.8, 0.6, 0.4])
     assert list((first / "tensorboard").iterdir())
 
     options = ["--minutes", "0.001", "--threads", "1", "--batch", "2", "--init", str(first / "final.pt")]

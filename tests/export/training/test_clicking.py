@@ -8,7 +8,7 @@ from iog_export.training.samples import Batch, Batches, Stage
 
 @pytest.fixture
 def batch(shapes_data, geometry) -> Batch:
-    return next(iter(Batches(shapes_data, geometry, [Stage(64, 4)], torch.tensor(0), seed=(0,))))
+    return next(iter(Batches(shapes_data, geometry, [Stage(64, 4, 1.0)], torch.tensor(0), seed=(0,))))
 
 
 @pytest.fixture

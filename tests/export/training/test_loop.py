@@ -32,12 +32,12 @@ def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def plan(geometry: Geometry) -> Plan:
-    stages = ((0.0, Stage(64, 2)),)
+    stages = ((0.0, Stage(64, 2, 1.0)),)
     return Plan(SPEC, geometry, minutes=1, stages=stages, learning_rate=2e-3, average=0.9, warm_up=0.0, norm_crops=4)
 
 
 def batches(data, geometry: Geometry, size: int, number: int) -> list[Batch]:
-    return list(islice(Batches(data, geometry, [Stage(64, size)], torch.tensor(0), seed=(0,)), number))
+    return list(islice(Batches(data, geometry, [Stage(64, size, 1.0)], torch.tensor(0), seed=(0,)), number))
 
 
 def twenty_seconds_a_step():
@@ -161,7 +161,7 @@ def test_gradients_in_half_precision_are_scaled_and_an_overflow_skips_the_step(p
             "minutes is 1 there and 2 here; learning_rate is 0.002 there and 0.001",
         ),
         (
-            {"stages": ((0.0, Stage(64, 4)),)},
+            {"stages": ((0.0, Stage(64, 4, 1.0)),)},
             r"stages is \[\[0.0, 64, 2, 1.0\]\] there and \[\[0.0, 64, 4, 1.0\]\] here",
         ),
     ],
@@ -217,7 +217,7 @@ def test_a_full_disk_ends_it_and_leaves_the_last_checkpoint(plan: Plan, shapes_d
 
 
 def test_validations_are_shown_with_pictures_and_kept_in_the_history(plan: Plan, shapes_data, tmp_path):
-    plan = replace(plan, validate_every_s=20.0, stages=((0.0, Stage(64, 2)), (0.5, Stage(96, 2))))
+    plan = replace(plan, validate_every_s=20.0, stages=((0.0, Stage(64, 2, 1.0)), (0.5, Stage(96, 2, 1.0))))
     watcher = Watcher()
     trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
     trainer.run(shapes_data, shapes_data.only(shapes_data.items[:2]), [watcher])
@@ -228,9 +228,16 @@ def test_validations_are_shown_with_pictures_and_kept_in_the_history(plan: Plan,
     assert list(trainer.history[0]["shapes"]["iou"]) == [3, 4, 5]
 
 
-def test_the_end_measures_batch_norms_at_the_deployed_size(plan: Plan, shapes_data, tmp_path):
+def test_the_end_measures_batch_norms_on_what_is_deployed(plan: Plan, shapes_data, tmp_path, monkeypatch):
+    plan = replace(plan, stages=((0.0, Stage(96, 2, 0.25)),))
     trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
-    lagging = {}
+    lagging, seen = {}, []
+
+    def watched(data, geometry, stages, current, seed):
+        seen.append(list(stages))
+        return Batches(data, geometry, stages, current, seed)
+
+    monkeypatch.setattr("iog_export.training.loop.Batches", watched)
 
     class Last(Watcher):
         def stepped(self, status):
@@ -240,6 +247,7 @@ def test_the_end_measures_batch_norms_at_the_deployed_size(plan: Plan, shapes_da
     changed = {name for name, value in final.weights.items() if not torch.equal(value, lagging[name])}
     assert "backbone.bn1.running_mean" in changed
     assert all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in changed)
+    assert seen[-1] == [Stage(64, 2, 0.25)]
 
 
 @pytest.mark.parametrize("folded", [True, False])

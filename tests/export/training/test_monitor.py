@@ -95,7 +95,7 @@ def test_a_full_disk_ends_the_curves_and_not_the_training(tmp_path, caplog, monk
 
 
 def test_pictures_show_clicks_on_the_crop_then_mask_then_truth(shapes_data, geometry):
-    batch = next(iter(Batches(shapes_data, geometry, [Stage(64, 5)], torch.tensor(0), seed=(0,))))
+    batch = next(iter(Batches(shapes_data, geometry, [Stage(64, 5, 1.0)], torch.tensor(0), seed=(0,))))
     network = IOG(NetworkSpec("resnet18", width=8, normalize=True)).eval()
     shown = pictures(network, batch)
     assert shown.shape == (4 * 64, 3 * 64, 3)

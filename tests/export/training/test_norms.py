@@ -20,7 +20,7 @@ def network() -> IOG:
 
 @pytest.fixture
 def batches(shapes_data, geometry) -> list[Batch]:
-    return list(islice(Batches(shapes_data, geometry, [Stage(64, 4)], torch.tensor(0), seed=(0,)), 2))
+    return list(islice(Batches(shapes_data, geometry, [Stage(64, 4, 1.0)], torch.tensor(0), seed=(0,)), 2))
 
 
 def seen_by(norm: torch.nn.Module) -> list[torch.Tensor]:

@@ -10,7 +10,10 @@ from iog_export.training.samples import Stage
 @pytest.fixture
 def plan(geometry) -> Plan:
     return Plan(
-        NetworkSpec("resnet18", width=8), geometry, minutes=1, stages=((0.0, Stage(64, 2)), (0.5, Stage(96, 1)))
+        NetworkSpec("resnet18", width=8),
+        geometry,
+        minutes=1,
+        stages=((0.0, Stage(64, 2, 1.0)), (0.5, Stage(96, 1, 1.0))),
     )
 
 

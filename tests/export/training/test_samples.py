@@ -114,7 +114,7 @@ def test_samples_are_clicked_inside_the_target_and_cornered_around_it(shapes_dat
 
 def test_batches_follow_the_shared_stage_and_the_seed(shapes_data, geometry: Geometry):
     current = torch.tensor(0)
-    stages = (Stage(64, 3), Stage(96, 2))
+    stages = (Stage(64, 3, 1.0), Stage(96, 2, 1.0))
     batches, again = (iter(Batches(shapes_data, geometry, stages, current, seed=(1,))) for _ in range(2))
     first, same = next(batches), next(again)
     assert first.inputs.shape == (3, 5, 64, 64)
@@ -130,7 +130,7 @@ def test_unreadable_photographs_are_passed_over_unless_all_are(shapes, geometry:
         data = DataSet.open(Folders(root, names[:2]))
         image = root / "shapes" / "images" / f"{unreadable}.jpg"
         image.write_bytes(image.read_bytes()[:-400])
-        batches = iter(Batches(data, geometry, [Stage(64, 8)], torch.tensor(0), seed=(0,)))
+        batches = iter(Batches(data, geometry, [Stage(64, 8, 1.0)], torch.tensor(0), seed=(0,)))
         if unreadable == "0":
             assert next(batches).inputs.shape == (8, 5, 64, 64)
             assert "passed over" in caplog.text
@@ -141,7 +141,7 @@ def test_unreadable_photographs_are_passed_over_unless_all_are(shapes, geometry:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of Python 3.12 and above
 def test_every_loading_process_has_a_stream_of_its_own(shapes_data, geometry: Geometry):
-    batches = Batches(shapes_data, geometry, [Stage(64, 2)], torch.tensor(0), seed=(1,))
+    batches = Batches(shapes_data, geometry, [Stage(64, 2, 1.0)], torch.tensor(0), seed=(1,))
     loader = DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork")
     first, second = islice(loader, 2)
     assert not torch.equal(first.inputs, second.inputs)
