@@ -74,7 +74,7 @@ def main(
 
 
 def measure(competitors: dict[str, Competitor], scene: Scene, rounds: int) -> dict[str, Any]:
-    """Times of every row, stages, agreement of the masks, and the machine's limits."""
+    """Times of every row, stages, deviations of the logits, and the machine's limits."""
     gauge, macs = matrix_product()
     square = np.ones((1, SIDE, SIDE), np.float32)
     rows, runs = [], dict[str, Run]({GAUGE: lambda: gauge.run({"a": square})})
@@ -93,7 +93,7 @@ def measure(competitors: dict[str, Competitor], scene: Scene, rounds: int) -> di
         "bytes_per_second": bandwidth(),
         "graphs": scene.traffic,
         "stages": stages(competitors, scene),
-        "disagreement": disagreement(competitors, scene),
+        "deviations": deviations(competitors, scene),
     }
 
 
@@ -123,7 +123,7 @@ def stages(competitors: dict[str, Competitor], scene: Scene) -> dict[str, dict[s
     return result
 
 
-def disagreement(competitors: dict[str, Competitor], scene: Scene) -> dict[str, float]:
+def deviations(competitors: dict[str, Competitor], scene: Scene) -> dict[str, float]:
     """The largest difference from PyTorch's logits, in their standard deviations, for all of the published network."""
     if EAGER not in competitors:
         return {}

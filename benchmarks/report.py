@@ -80,7 +80,7 @@ def latency(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
                 row["network"],
                 *(f"{v:.1f}" for v in (times.median, times.p25, times.minimum)),
                 ratios.get(row["name"], ""),
-                _deviation(results["disagreement"].get(row["competitor"])),
+                _deviation(results["deviations"].get(row["competitor"])),
             )
             for row in results["rows"]
             for times in [Summary.of(row["milliseconds"])]

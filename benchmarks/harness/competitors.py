@@ -243,12 +243,7 @@ def _through_grpc(scene: Scene) -> Competitor:
     """A server in a process of its own."""
     running = scene.stack.enter_context(served())
     client = scene.stack.enter_context(Client(running.address))
-    return Competitor(
-        lambda prompt: client.segment(scene.image, prompt),
-        ("first", "correction"),
-        "default model",
-        lambda prompt: client.segment(scene.image, prompt, scores=True).logits,
-    )
+    return Competitor(lambda prompt: client.segment(scene.image, prompt), ("first", "correction"), "default model")
 
 
 def _note_traffic(scene: Scene, bundle: Bundle, name: str) -> None:

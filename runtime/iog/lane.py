@@ -6,7 +6,7 @@ import enum
 import heapq
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -37,9 +37,23 @@ class Lane:
         self._lock = threading.Lock()
 
     @contextmanager
-    def turn(self, priority: Priority, deadline: Deadline) -> Iterator[None]:
-        """Wait for a turn and hold it. Raises DeadlineExceeded if the deadline passes first."""
+    def turn(self, priority: Priority, deadline: Deadline) -> Iterator[Callable[[], None]]:
+        """Wait for a turn and hold it. Raises DeadlineExceeded if the deadline passes first.
+
+        Yields a function that lets the heads that wait by now go first and holds the turn again when it returns; no
+        encoder comes between.
+        """
         ticket = _Ticket(priority, next(self._order))
+
+        def give_way() -> None:
+            nonlocal ticket
+            with self._lock:
+                self._running.discard(ticket)
+                ticket = _Ticket(Priority.HEAD, next(self._order))
+                heapq.heappush(self._waiting, ticket)
+                self._call_next()
+            ticket.called.wait()
+
         try:  # one block from the queue to the end: an interrupt anywhere in it leaves neither ticket nor turn behind
             with self._lock:
                 heapq.heappush(self._waiting, ticket)
@@ -47,7 +61,7 @@ class Lane:
             while not ticket.called.wait(deadline.remaining()):
                 deadline.check("waiting for the device")
             deadline.check("waiting for the device")
-            yield
+            yield give_way
         finally:
             with self._lock:
                 self._running.discard(ticket)

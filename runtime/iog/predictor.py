@@ -19,7 +19,7 @@ from iog.batcher import Batcher
 from iog.bundle import Bundle
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
-from iog.deadline import NO_DEADLINE, Deadline
+from iog.deadline import Deadline
 from iog.errors import OutOfMemory
 from iog.features import LRU, ClickState, FeatureKey, Features
 from iog.guidance import windows
@@ -177,15 +177,14 @@ class Predictor:
         frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
         guidance = self._guidance(encoder, clicks, initial_only=True)
         watch.lap("crop")
-        with self._lane.turn(Priority.ENCODER, deadline):
+        with self._lane.turn(Priority.ENCODER, deadline) as give_way:
             watch.lap("wait")
             outputs = self._with_room(lambda: encoder.run({"image": frame, **guidance}))
             watch.lap("encoder")
-        no_clicks = np.zeros(self._click_map_shape, np.float32)
-        new = _NewClicks(no_clicks, clicks.initial, clicks.initial[:1], clicks.initial[1:])
-        # A turn of its own, for heads that wait to go before; without a deadline, for what the encoder did to be kept.
-        with self._lane.turn(Priority.HEAD, NO_DEADLINE):
+            give_way()
             watch.lap("wait")
+            no_clicks = np.zeros(self._click_map_shape, np.float32)
+            new = _NewClicks(no_clicks, clicks.initial, clicks.initial[:1], clicks.initial[1:])
             (click_map,) = self._with_room(lambda: self._add([new]))
             watch.lap("clicks")
         tensors = {t.name: a for t, a in zip(encoder.info.outputs, outputs, strict=True)}

@@ -82,8 +82,8 @@ def test_competitors_that_run_the_same_network_compute_the_same_logits(tmp_path:
     )
     assert code == 0, output
     results = json.loads(path.read_text())["results"]
-    assert len(results["disagreement"]) == 4 - len(results["missing"])  # a platform function's answers are masks
-    assert max(results["disagreement"].values()) < 1e-3
+    assert len(results["deviations"]) == 4 - len(results["missing"])  # a platform function's answers are masks
+    assert max(results["deviations"].values()) < 1e-3
     assert {"whole network", "naive backbone", "naive rest"} <= results["graphs"].keys()
 
 

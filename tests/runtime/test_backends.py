@@ -9,6 +9,7 @@ from iog.arrays import Array
 from iog.backends import NAMES, Backend, Graph, open_backend
 from iog.backends.base import open_graphs
 from iog.backends.fake import FakeBackend
+from iog.backends.ort import _int8_products_saturate
 from iog.bundle import FEATURES, Bundle, GraphInfo, TensorInfo
 from iog.errors import BackendError, BackendUnavailable
 from iog.guidance import windows
@@ -89,6 +90,29 @@ def test_openvino_runs_on_the_cpu_where_it_is_installed(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendUnavailable, match=r"iog-runtime\[openvino\]"):
         open_backend("openvino")
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "saturate"),
+    [
+        ("x86_64", "avx2 avx512f avx512_vnni", False),
+        ("AMD64", "avx2 avx_vnni", False),
+        ("x86_64", "avx2 avx512f", True),
+        ("AMD64", None, True),
+        ("aarch64", "asimd", False),
+    ],
+)
+def test_int8_is_made_exact_where_products_saturate_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, machine: str, flags: str | None, saturate: bool
+) -> None:
+    def read(path: Path) -> str:
+        if flags is None:
+            raise FileNotFoundError(path)
+        return f"flags\t\t: {flags}\n"
+
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert _int8_products_saturate.__wrapped__() == saturate
 
 
 def test_a_device_that_this_engine_lacks_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

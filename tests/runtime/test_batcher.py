@@ -122,7 +122,12 @@ def test_an_interrupt_of_the_first_leaves_the_others_to_go_on(lane: Lane, pool: 
     assert [future.result(60) for future in futures[1:]] == [4, 6]
 
 
-def test_heads_of_a_batch_go_before_waiting_encoders(lane: Lane, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(8, ["heads [1, 2]", "encoder"]), (1, ["heads [1]", "heads [2]", "encoder"])]
+)
+def test_heads_of_a_batch_go_before_waiting_encoders(
+    lane: Lane, pool: ThreadPoolExecutor, limit: int, expected: list[str]
+) -> None:
     order: list[str] = []
 
     def run(items: Sequence[int]) -> list[int]:
@@ -133,13 +138,13 @@ def test_heads_of_a_batch_go_before_waiting_encoders(lane: Lane, pool: ThreadPoo
         with lane.turn(Priority.ENCODER, NO_DEADLINE):
             order.append("encoder")
 
-    batcher: Batcher[int, int] = Batcher(run, lane, limit=8)
+    batcher: Batcher[int, int] = Batcher(run, lane, limit)
     with ExitStack() as stack:
         stack.enter_context(lane.turn(Priority.ENCODER, NO_DEADLINE))
         encoder = pool.submit(encode)
         wait_for(lambda: len(lane._waiting) == 1)
         heads = queued(pool, batcher, [1, 2], {})
-        wait_for(lambda: len(lane._waiting) == 2)
+        wait_for(lambda: heads_waiting(lane) == (1 if limit == 8 else 2))
     for future in (encoder, *heads):
         future.result(60)
-    assert order == ["heads [1, 2]", "encoder"]
+    assert order == expected

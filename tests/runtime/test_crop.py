@@ -148,16 +148,17 @@ def test_maps_are_resized_with_aligned_corners(source: int, target: int) -> None
     np.testing.assert_allclose(_resized(values, target), expected, atol=1e-6)
 
 
-def test_scores_are_interpolated_after_the_sigmoid() -> None:
-    crop, size = Crop(-10, 20, 53, 83, 64), Size(height=60, width=100)
+@pytest.mark.parametrize("side", [64, 192, 512])
+def test_scores_are_interpolated_after_the_sigmoid(side: int) -> None:
+    crop, size = Crop(-10, 20, side - 11, side + 19, side), Size(height=60, width=side - 11)
     logits = np.random.default_rng(1).normal(0, 4, (16, 16)).astype(np.float32)
     scores = crop.scores(logits, size)
-    assert scores.shape == (40, 54)  # the crop's part in the image
-    at = np.linspace(0, 15, 64)
+    assert scores.shape == (40, side - 11)  # the crop's part in the image
+    at = np.linspace(0, 15, side)
     rows = np.stack([np.interp(at, np.arange(16), column) for column in logits.T], axis=1)  # (64, 16)
     frame = np.stack([np.interp(at, np.arange(16), row) for row in rows])
     expected = 1 / (1 + np.exp(-frame))  # the crop has the frame's size: nothing to interpolate
-    np.testing.assert_allclose(scores, expected[:40, 10:], atol=1e-5)
+    np.testing.assert_allclose(scores, expected[:40, 10:-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [-1e30, -1e4, -100, 100, 1e4, 1e30])

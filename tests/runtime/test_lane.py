@@ -61,6 +61,20 @@ def test_heads_overtake_waiting_encoders(pool: ThreadPoolExecutor) -> None:
     assert queue.finish() == ["head 1", "head 2", "encoder 1", "encoder 2", "encoder 3"]
 
 
+def test_who_gives_way_lets_heads_go_and_no_encoder(pool: ThreadPoolExecutor) -> None:
+    lane = Lane()
+    queue = Queue(lane, pool)
+    with lane.turn(Priority.ENCODER, NO_DEADLINE) as give_way:
+        give_way()  # nobody waits
+        for name in ("encoder 1", "head 1", "head 2"):
+            queue.add(name, Priority.HEAD if "head" in name else Priority.ENCODER)
+        give_way()
+        assert queue.order == ["head 1", "head 2"]
+        assert not lane._waiting[0].called.is_set()
+    assert queue.finish() == ["head 1", "head 2", "encoder 1"]
+    assert is_free(lane)
+
+
 def test_as_many_as_the_width_run_at_a_time(pool: ThreadPoolExecutor) -> None:
     lane = Lane(2)
     together = threading.Barrier(2)
@@ -139,4 +153,4 @@ def test_a_deadline_that_never_comes_can_be_waited_for(pool: ThreadPoolExecutor,
     lane = Lane()
     with lane.turn(Priority.HEAD, NO_DEADLINE):
         call = pool.submit(lambda: lane.turn(Priority.HEAD, Deadline.after(seconds)).__enter__())
-    assert call.result(60) is None
+    call.result(60)

@@ -351,6 +351,36 @@ def test_heads_that_wait_for_an_encoder_run_as_one_batch(
     assert backend.runs["head"] - runs["head"] <= 2  # that of the encoder's object may have come in time
 
 
+def test_a_correction_goes_before_the_initial_clicks_of_another_object(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, pool: ThreadPoolExecutor
+) -> None:
+    order: list[str] = []
+
+    class Ordered(HeldBackend):
+        heads = 1
+
+        def count(self, name: str) -> None:
+            super().count(name)
+            order.append(name)
+
+    backend = Ordered()
+    backend.release.set()
+    predictor = Predictor(split, backend)
+    predictor.segment(photo, prompt)
+    backend.release.clear()
+    backend.encoding.clear()
+    order.clear()
+    first = pool.submit(predictor.segment, photo[:, ::-1], prompt)
+    assert backend.encoding.wait(60)
+    correction = pool.submit(predictor.segment, photo, prompt.with_click(*SPOTS[0], positive=True))
+    while not predictor._lane._waiting:
+        time.sleep(0.001)
+    backend.release.set()
+    assert correction.result(60).cache.features == "hit"
+    first.result(60)
+    assert order == ["encoder", "click", "head", "click", "head"]
+
+
 def test_evicted_features_are_computed_again(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
     fake = FakeBackend()
     predictor = Predictor(split, fake, features=feature_cache(0))
