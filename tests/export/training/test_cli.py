@@ -57,7 +57,7 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
         (["--size", "200"], "200 is no multiple of 64"),
         (["--minutes", "0"], "--minutes"),
         (["--init", "default", "--width", "32"], "width is 64 there and 32 here: leave such options out"),
-        (["--init", "default", "--backbone", "resnet50"], "backbone is resnet18 there and resnet50 here"),
+        (["--init", "default", "--backbone", "resnet50"], "backbone is resnet18-half there and resnet50 here"),
     ],
 )
 def test_wrong_options_are_refused_with_a_reason(folder, tmp_path, options, expected):
