@@ -6,8 +6,9 @@ A list has one `<set>/NAME` a line. `NAME-2` is a second annotation of the image
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from .labelmap import LabelMap
 from .lists import read_list
@@ -20,7 +21,7 @@ class Folders:
 
     root: Path
     names: Sequence[str]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def open(cls, root: Path, split: str, listed: Path | None = None) -> Folders:

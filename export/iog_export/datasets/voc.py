@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class Voc:
 
     root: Path
     names: Sequence[str]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def open(cls, root: Path, split: str, listed: Path | None = None) -> Voc:
@@ -49,7 +49,7 @@ class Sbd:
 
     root: Path
     names: Sequence[str]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def open(cls, root: Path, split: str, listed: Path | None = None) -> Sbd:

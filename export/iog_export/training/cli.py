@@ -37,8 +37,9 @@ from .plan import (
     LEARNING_RATE_FROM_TRAINED,
     Plan,
     differences,
+    growing,
 )
-from .samples import Geometry, Stage
+from .samples import Geometry
 from .segmenter import torch_segmenter
 from .snapshot import Snapshot
 from .validation import summarize
@@ -174,11 +175,7 @@ def train(
                 GuidanceSpec(size, fwhm=10 * size / 512),
             ),
             minutes=minutes,
-            stages=(
-                (0.0, Stage(size // 2, 2 * batch, augmentation)),
-                (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2, 0.75 * augmentation)),
-                (0.78, Stage(size, batch, 0.5 * augmentation)),
-            ),
+            stages=growing(size, batch, augmentation),
             clicks=CLICKS_FROM_TRAINED if initial else CLICKS_FROM_SCRATCH,
             accumulate=accumulate,
             learning_rate=learning_rate or (LEARNING_RATE_FROM_TRAINED if initial else LEARNING_RATE_FROM_SCRATCH),

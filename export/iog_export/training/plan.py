@@ -16,6 +16,9 @@ from .samples import Geometry, Stage
 # (share of the time from which it holds, probabilities of 0, 1, 2, ... correction clicks on a batch)
 ClickSchedule: TypeAlias = tuple[tuple[float, tuple[float, ...]], ...]
 
+# (share of the time from which it holds, what the network then sees)
+StageSchedule: TypeAlias = tuple[tuple[float, Stage], ...]
+
 # A network that knows nothing learns most from the first mask; one that segments already is corrected from the start.
 CLICKS_FROM_SCRATCH: ClickSchedule = ((0.0, (1.0,)), (0.2, (0.6, 0.4)), (0.5, (0.35, 0.35, 0.17, 0.08, 0.05)))
 CLICKS_FROM_TRAINED: ClickSchedule = ((0.0, (0.5, 0.35, 0.1, 0.05)), (0.5, (0.35, 0.35, 0.17, 0.08, 0.05)))
@@ -24,13 +27,23 @@ LEARNING_RATE_FROM_SCRATCH = 2e-3
 LEARNING_RATE_FROM_TRAINED = 5e-4
 
 
+def growing(size: int, batch: int, augmentation: float) -> StageSchedule:
+    """Crops that grow to the side `size`, of which `batch` go at once, with augmentation that falls to half of its
+    strength. Small crops first: early on, passes teach more than pixels.
+    """
+    return (
+        (0.0, Stage(size // 2, 2 * batch, augmentation)),
+        (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2, 0.75 * augmentation)),
+        (0.78, Stage(size, batch, 0.5 * augmentation)),
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """A training.
 
     minutes: its time, the only bound.
-    stages: (share of the time at which it begins, what the network then sees); small crops first: early on, passes
-        teach more than pixels. clicks: see ClickSchedule. Both begin at 0.
+    stages, clicks: see StageSchedule, ClickSchedule. Both begin at 0.
     accumulate: batches a step.
     learning_rate, weight_decay: of AdamW, at the peak and on weights alone; clip: of the gradient's norm.
     average: decay, per step, of the averaged weights, which are the ones that are kept.
@@ -41,11 +54,7 @@ class Plan:
     spec: NetworkSpec
     geometry: Geometry
     minutes: float
-    stages: tuple[tuple[float, Stage], ...] = (
-        (0.0, Stage(128, 20, 0.4)),
-        (0.55, Stage(192, 14, 0.3)),
-        (0.78, Stage(256, 10, 0.2)),
-    )
+    stages: StageSchedule
     clicks: ClickSchedule = CLICKS_FROM_SCRATCH
     accumulate: int = 1
     learning_rate: float = LEARNING_RATE_FROM_SCRATCH

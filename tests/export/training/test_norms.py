@@ -46,7 +46,7 @@ def test_rebasing_gives_the_statistics_of_the_inputs_and_changes_nothing_else(ne
 
 
 def test_reestimated_statistics_are_the_mean_of_the_batches_and_weights_stay(network, batches, geometry):
-    plan = Plan(network.spec, geometry, minutes=1, clicks=((0.0, (1.0,)),))
+    plan = Plan(network.spec, geometry, minutes=1, stages=(), clicks=((0.0, (1.0,)),))
     weights = {name: value.clone() for name, value in network.named_parameters()}
     norm = network.backbone.bn1
     seen = seen_by(norm)
@@ -62,7 +62,7 @@ def test_reestimated_statistics_are_the_mean_of_the_batches_and_weights_stay(net
 
 
 def test_reestimation_sees_clicks_as_the_end_of_a_training_does(network, batches, geometry):
-    plan = Plan(network.spec, geometry, minutes=1, clicks=((0.0, (1.0,)), (0.5, (0.0, 0.0, 1.0))))
+    plan = Plan(network.spec, geometry, minutes=1, stages=(), clicks=((0.0, (1.0,)), (0.5, (0.0, 0.0, 1.0))))
     seen = seen_by(network.psp4.bottleneck[1])
     reestimate(Clicking(network, geometry), batches, plan)
     assert len(seen) == 3 * len(batches)  # the first mask and two corrections
