@@ -224,12 +224,12 @@ def _run(trainer: Trainer, training: DataSet, validation: DataSet, console: Cons
     """Train under the eyes of the user, who may stop it."""
     watched = validation.only(spread(validation.items, 100))
     with ExitStack() as stack:
+        stop = stack.enter_context(stop_asked())  # first: Ctrl-C while the monitors start stops as cleanly
         monitors: list[Monitor] = []
         if trainer.machine.leads:
             monitors = [LogLines(), stack.enter_context(TensorBoard(trainer.out / "tensorboard"))]
             if console.is_terminal:
                 monitors.append(stack.enter_context(ProgressBar(console)))
-        stop = stack.enter_context(stop_asked())
         try:
             return trainer.run(training, watched, monitors, stop)
         except Stopped as e:
