@@ -34,7 +34,9 @@ def loss(outputs: Outputs, target: Tensor, known: Tensor) -> Tensor:
 def boundary_weight(target: Tensor) -> Tensor:
     """(B, 1, S, S) mask -> 1 far from its boundary, rising to 1 + BOUNDARY_WEIGHT / 2 on it."""
     reach = max(round(target.shape[-1] * BOUNDARY_WIDTH), 1)
-    mean = functional.avg_pool2d(target, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
+    mean = target
+    for kernel, padding in (((2 * reach + 1, 1), (reach, 0)), ((1, 2 * reach + 1), (0, reach))):  # a square, in strips
+        mean = functional.avg_pool2d(mean, kernel, stride=1, padding=padding, count_include_pad=False)
     return 1 + BOUNDARY_WEIGHT * (target - mean).abs()
 
 

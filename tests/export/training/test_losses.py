@@ -48,3 +48,9 @@ def test_boundary_weighs_most():
     assert weight[32, 32] == weight[2, 2] == 1
     assert weight[32, 16] > 2
     assert weight.max() <= 5
+
+
+def test_boundary_weight_compares_a_pixel_with_the_square_around_it():
+    target = (torch.rand(2, 1, 64, 64, generator=torch.manual_seed(0)) < 0.5).float()
+    mean = torch.nn.functional.avg_pool2d(target, 5, stride=1, padding=2, count_include_pad=False)
+    assert torch.allclose(boundary_weight(target), 1 + 4 * (target - mean).abs(), atol=1e-6)
