@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs, as written but for the port and the training's time."""
+"""Every command and every Python block of the README runs, as written but for the port, the training's time and the networks' size."""
 
 import os
 import re
@@ -20,7 +20,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.M | re.S)
 COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 SERVE = next(command for command in COMMANDS if command.startswith("iog serve"))
-SHORTER = {"--minutes 120": "--minutes 0.2 --size 128"}
+SHORTER = {
+    "--minutes 120": "--minutes 0.2 --size 128",
+    "--backbone resnet50": "--backbone resnet18",
+    "--size 512": "--size 128",
+}
 PHOTOGRAPH = ROOT / "export" / "iog_export" / "photographs" / "astronaut.jpg"
 MASK = ROOT / "examples" / "references" / "astronaut.png"
 RUN_AS_WRITTEN = [c for c in COMMANDS if c not in (SERVE, "make test")]
@@ -42,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new user's working directory: their photograph, their checkpoint."""
     path = tmp_path_factory.mktemp("readme")
     shutil.copy(PHOTOGRAPH, path)
-    network = IOG(NetworkSpec("resnet50"))
+    network = IOG(NetworkSpec("resnet18"))
     randomize(network, 1)
     torch.save(network.state_dict(), path / "IOG.pth")
     (path / "examples").symlink_to(ROOT / "examples")

@@ -91,6 +91,7 @@ def test_an_input_that_the_graph_does_not_use_is_reported(parts: Split) -> None:
         export_graph("deaf", Deaf(), {"a": torch.ones(2, 3), "b": torch.ones(2, 3)}, ("c",))
 
 
+@pytest.mark.slow
 def test_work_of_the_published_network_at_512_is_split_as_designed() -> None:
     """ResNet-101: a click costs a tenth of the network (74.5 GMAC as published, 52.2 of them the backbone)."""
     torch.manual_seed(0)

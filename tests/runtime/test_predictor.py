@@ -132,6 +132,7 @@ def histories(draw: st.DrawFn) -> list[list[Click]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25)  # each opens two engines
 @given(history=histories())
 def test_the_answer_is_the_same_whatever_was_asked_before(
     split: Bundle, photo: UInt8Array, prompt: Prompt, name: str, history: list[list[Click]]
