@@ -66,6 +66,10 @@ class Image:
                     raise ImageTooLarge(
                         f"image of {picture.width}x{picture.height} pixels; at most {limits.max_pixels:,} are accepted"
                     )
+                picture.load()
+                picture.getexif()  # from here on it is known, without the bytes
+                for key in ("exif", "Raw profile type exif"):  # exif_transpose would write these anew, and odd tags fail
+                    picture.info.pop(key, None)
                 PIL.ImageOps.exif_transpose(picture, in_place=True)
                 pixels = _rgb(picture)
         except InvalidImage:

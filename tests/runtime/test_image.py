@@ -198,3 +198,19 @@ def test_pixels_cannot_be_changed() -> None:
             image.pixels[0, 0] = 1
         assert Image.of(image) is image
     mine[0, 0] = 1  # the caller's own array stays its own
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("tag", "odd"),
+    [
+        (0x0100, struct.pack("<HHI4s", 0x0100, 2, 4, b"big\0")),  # a width in words
+        (0x011A, struct.pack("<HHI4s", 0x011A, 2, 3, b"72\0\0")),  # a resolution in words
+        (0x0128, struct.pack("<HHIhxx", 0x0128, 8, 1, -5)),  # a negative unit
+    ],
+)
+def test_tags_that_cannot_be_written_do_not_keep_an_image_from_being_turned(kind: str, tag: int, odd: bytes) -> None:
+    turned = struct.pack("<HHII", ORIENTATION, 3, 1, 6)
+    entries = [turned, odd] if tag > ORIENTATION else [odd, turned]
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(entries) + bytes(4)
+    assert Image.decode(encoded(RAMP, kind, exif=exif)).size == Size(60, 40)
