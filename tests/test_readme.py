@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs, as written but for the port, the training's time and the networks' size."""
+"""Every command and Python block of the README runs as written, but for the port, the time and the networks' size."""
 
 import os
 import re

@@ -68,7 +68,10 @@ class Image:
                     )
                 picture.load()
                 picture.getexif()  # from here on it is known, without the bytes
-                for key in ("exif", "Raw profile type exif"):  # exif_transpose would write these anew, and odd tags fail
+                for key in (
+                    "exif",
+                    "Raw profile type exif",
+                ):  # exif_transpose would write these anew, and odd tags fail
                     picture.info.pop(key, None)
                 PIL.ImageOps.exif_transpose(picture, in_place=True)
                 pixels = _rgb(picture)
