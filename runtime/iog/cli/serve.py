@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
+import platform
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +31,7 @@ Without --tls-certificate nothing is encrypted, and no one has to log in: listen
 other addresses than 127.0.0.1 only where all who can connect may.
 """
 
+_M_ARENA_MAX = -8  # malloc.h
 MAX_PIXELS = 178_956_970  # Pillow opens none larger
 option = functools.partial(click.option, show_envvar=True)
 logger = logging.getLogger("iog.cli")
@@ -93,6 +96,7 @@ def serve(
         raise click.UsageError("--tls-certificate and --tls-key go together; give both or none", ctx)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
+    _share_heap()
     from iog.backends import open_backend
     from iog.bundle import Bundle
     from iog.image import ImageLimits
@@ -101,19 +105,23 @@ def serve(
     from iog.rpc.server import ServerConfig
     from iog.rpc.server import serve as serve_until_stopped
 
-    config = ServerConfig(
-        host=host,
-        port=port,
-        limits=ImageLimits(max_image_bytes, max_image_pixels),
-        max_segments=max_concurrency,
-        max_uploads=max_uploads,
-        reflection=reflection,
-        max_connection_age_s=max_connection_age or None,
-        grace_s=grace,
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-    )
-    engine = open_backend(backend, device=device, threads=threads, features_budget=features_budget)
+    try:
+        config = ServerConfig(
+            host=host,
+            port=port,
+            limits=ImageLimits(max_image_bytes, max_image_pixels),
+            max_segments=max_concurrency,
+            max_uploads=max_uploads,
+            reflection=reflection,
+            max_connection_age_s=max_connection_age or None,
+            grace_s=grace,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+        )
+    except ValueError as e:
+        raise click.UsageError(str(e), ctx) from e
+    each = features_budget // max(1, len(model))  # on a GPU every model reserves its part
+    engine = open_backend(backend, device=device, threads=threads, features_budget=each)
     features, images, lane = feature_cache(features_budget), image_cache(images_budget), Lane()
     named: dict[str, Predictor] = {}
     with ExitStack() as stack:
@@ -140,9 +148,16 @@ def serve(
                 backend if backend == "fake" else f"{backend} {device}",
                 time.perf_counter() - start,
             )
+            del bundle  # and the graphs that it has read: engines have copies of their own
         logger.info(
             "remembering up to %s of encoder outputs and %s of images",
             in_bytes(features_budget),
             in_bytes(images_budget),
         )
         serve_until_stopped(list(named.values()), config)
+
+
+def _share_heap() -> None:
+    """Let all threads use one heap of glibc's: what one has freed, features of megabytes, is there for the others."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(1))
