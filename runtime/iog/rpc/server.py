@@ -16,10 +16,11 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from iog.image import DEFAULT_LIMITS, ImageLimits
 from iog.predictor import Predictor
-from iog.rpc.servicer import Gate, SegmentationServicer
+from iog.rpc.servicer import Gate, Reflection, SegmentationServicer
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
 
@@ -31,6 +32,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _SPARE_THREADS = 16
 _MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
 _POLL_S = 0.1
+_MAX_INT = 2**31 - 1  # of gRPC's options
+_REFLECTIONS = 4
+_REFLECTION_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,16 @@ class ServerConfig:
             raise ValueError(
                 f"{self.max_segments} segments and {self.max_uploads} uploads at a time; expected 1 or more"
             )
+        if self.limits.max_bytes > _MAX_INT - _MESSAGE_OVERHEAD:
+            raise ValueError(
+                f"images of up to {self.limits.max_bytes:,} bytes; gRPC takes messages of {_MAX_INT:,}: "
+                f"expected at most {_MAX_INT - _MESSAGE_OVERHEAD:,}"
+            )
+        age = self.max_connection_age_s
+        if age is not None and not 0 < age <= _MAX_INT / 1000:
+            raise ValueError(
+                f"connections of at most {age:g} seconds; expected {_MAX_INT // 1000:,}, 24 days, at most, or never"
+            )
 
 
 class Server:
@@ -106,7 +120,9 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         if config.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+            gate = Gate("reflections", _REFLECTIONS, config.retry_after_s)
+            names = SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME
+            add_ServerReflectionServicer_to_server(Reflection(names, gate, _REFLECTION_TIMEOUT_S), self._server)
 
     @property
     def port(self) -> int:
