@@ -19,9 +19,12 @@ V = TypeVar("V")
 
 
 class FeatureKey(NamedTuple):
-    """All that encoder outputs depend on."""
+    """All that encoder outputs depend on.
 
-    bundle_digest: str
+    bundle: its digest; where features stay on a device, that of one load of it.
+    """
+
+    bundle: str
     image_digest: str
     crop: Crop
     initial: bytes  # network points of the initial guidance

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -20,7 +21,7 @@ from iog.bundle import Bundle
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.deadline import Deadline
-from iog.errors import OutOfMemory
+from iog.errors import FeaturesFull, OutOfMemory
 from iog.features import LRU, ClickState, FeatureKey, Features
 from iog.guidance import windows
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
@@ -30,6 +31,7 @@ from iog.prompt import Prompt
 from iog.segmentation import CacheStatus, Segmentation
 
 IMAGES_BUDGET = 512 << 20
+_LOADS = itertools.count()  # of bundles onto devices
 
 T = TypeVar("T")
 ImageCache = LRU[str, Image]
@@ -68,6 +70,8 @@ class Predictor:
         self._lane = lane or Lane()
         self._limits = limits
         self._graphs = open_graphs(backend, bundle)
+        self._portable = _are_arrays(self._graphs, bundle)
+        self._features_of = bundle.digest if self._portable else f"{bundle.digest}@{next(_LOADS)}"
         self._heads = Batcher(self._run_heads, self._lane, backend.heads)
         if "click" in self._graphs:
             _, channels, *_ = self._graphs["click"].info.outputs[0].shape
@@ -97,15 +101,15 @@ class Predictor:
         prompt: Prompt,
         *,
         scores: bool = False,
-        timeout: float | None = None,
+        timeout: float | Deadline | None = None,
     ) -> Segmentation:
         """The mask of the prompted object.
 
         image: encoded bytes, a path, an (H, W, 3) uint8 RGB array, or an Image. scores: keep the logits, for `.scores`.
-        timeout: seconds after which no further stage is started.
+        timeout: seconds, or a deadline, after which no further stage is started.
         Raises InvalidImage, InvalidPrompt, DeadlineExceeded, BackendError; a request that fails changes nothing.
         """
-        deadline = Deadline.after(timeout)
+        deadline = timeout if isinstance(timeout, Deadline) else Deadline.after(timeout)
         watch = _Stopwatch()
         picture, held = self._image(image, deadline)
         watch.lap("image")
@@ -161,7 +165,7 @@ class Predictor:
     def _split(
         self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch, held: bool
     ) -> tuple[FloatArray, CacheStatus]:
-        key = FeatureKey(self.bundle.digest, image.digest, crop, clicks.initial.tobytes())
+        key = FeatureKey(self._features_of, image.digest, crop, clicks.initial.tobytes())
         features, how = self.features.get_or_compute(
             key, lambda: self._encode(image, crop, clicks, deadline, watch), deadline
         )
@@ -254,7 +258,7 @@ class Predictor:
         return {"points": pad([foreground], [background])}
 
     def _with_room(self, run: Callable[[], T]) -> T:
-        """Run; where the device's memory is too small, with less and less remembered of other objects.
+        """Run; where memory is too small, with less and less remembered of other objects, as far as that frees any.
 
         Raises OutOfMemory when nothing is left to forget.
         """
@@ -262,8 +266,9 @@ class Predictor:
         while True:
             try:
                 return run()
-            except OutOfMemory:
-                if not self.features.evict(forget):
+            except OutOfMemory as e:
+                helps = self._portable or isinstance(e, FeaturesFull)  # a device's slots stay allocated when free
+                if not helps or not self.features.evict(forget):
                     raise
             forget *= 2
 
@@ -305,6 +310,14 @@ class _Stopwatch:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
+
+
+def _are_arrays(graphs: Mapping[str, Graph], bundle: Bundle) -> bool:
+    """Whether features are arrays that any engine takes, rather than places on the device of these graphs."""
+    if "encoder" not in graphs:
+        return True
+    declared = bundle.manifest.graphs["encoder"].outputs
+    return [t.name for t in graphs["encoder"].info.outputs] == [t.name for t in declared]
 
 
 def _draws(graph: Graph) -> bool:

@@ -13,11 +13,12 @@ from iog.arrays import Array, UInt8Array
 from iog.backends import Graph, open_backend
 from iog.backends.base import BundleBackend, open_graphs, stack
 from iog.backends.device import MOST, Buffer
-from iog.backends.ort_cuda import OrtDeviceBackend
+from iog.backends.ort_cuda import OrtDeviceBackend, OrtProgram
 from iog.backends.surgery import pad
 from iog.bundle import Bundle
 from iog.errors import BackendError, OutOfMemory
 from iog.image import Image
+from iog.predictor import feature_cache
 
 SPOTS = [(100, 100), (104, 97), (130, 100), (200, 150), (75, 45), (150, 120)]
 
@@ -194,6 +195,37 @@ def test_a_closed_graph_says_so(split: Bundle, graphs: dict[str, Graph]) -> None
     clicks = np.zeros((1, *split.manifest.graphs["head"].inputs[-1].shape[1:]), np.float32)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="'head' is closed"):
         graphs["head"].run({"slots": slots, "clicks": clicks})
+    with pytest.raises(BackendError, match="'encoder' is closed"):
+        encoded(graphs, split, 1)
+
+
+def test_features_of_one_load_are_not_anothers(split_bundle: Path, photo: UInt8Array, prompt: Prompt) -> None:
+    bundle, features = Bundle.open(split_bundle), feature_cache()
+    expected = Predictor(bundle, open_backend("ort")).segment(photo, prompt, scores=True)
+    for backend in (engine(bundle), engine(bundle), open_backend("ort")):
+        with Predictor(bundle, backend, features=features) as predictor:
+            found = predictor.segment(photo, prompt, scores=True)
+        assert found.cache.features == "miss"
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
+    with Predictor(bundle, open_backend("ort"), features=features) as predictor:
+        assert predictor.segment(photo, prompt).cache.features == "hit"
+
+
+def test_memory_that_forgetting_does_not_free_costs_others_nothing(
+    split_bundle: Path, photo: UInt8Array, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(split_bundle)
+    with Predictor(bundle, engine(bundle)) as predictor:
+        predictor.segment(photo, prompt)
+
+        def full(self: OrtProgram, tensors: object) -> None:
+            raise OutOfMemory("cudaMalloc failed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(OrtProgram, "run", full)
+            with pytest.raises(OutOfMemory):
+                predictor.segment(photo, Prompt(prompt.box, Point(150, 120)))
+        assert predictor.segment(photo, prompt).cache.features == "hit"
 
 
 def test_only_engines_that_share_memory_take_whole_bundles(split_bundle: Path) -> None:

@@ -18,7 +18,7 @@ from iog.arrays import Array
 from iog.backends.base import Graph
 from iog.backends.surgery import SLOTS, draw_inside, power_of_two, take_from_slots
 from iog.bundle import Bundle, GraphInfo, TensorInfo
-from iog.errors import BackendError, OutOfMemory
+from iog.errors import BackendError, FeaturesFull
 from iog.prompt import MAX_CLICKS
 
 MOST = 64  # members of a batch; larger ones run in pieces
@@ -124,11 +124,11 @@ class Arena:
         self._free = deque(range(capacity))
 
     def take(self) -> Slots:
-        """A free slot. Raises OutOfMemory if there is none."""
+        """A free slot. Raises FeaturesFull if there is none."""
         try:
             index = self._free.popleft()
         except IndexError:
-            raise OutOfMemory(f"all {self.capacity} slots for features on the device are taken") from None
+            raise FeaturesFull(f"all {self.capacity} slots for features on the device are taken") from None
         return Slots((_Place(index, self._free),), sum(b.row(index).nbytes for b in self.buffers.values()))
 
 
@@ -223,15 +223,16 @@ class DeviceEncoder(DeviceGraph):
         self._arena = arena
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """The objects' slots; a batch is encoded one by one. Raises OutOfMemory if no slot is free."""
+        """The objects' slots; a batch is encoded one by one. Raises FeaturesFull if no slot is free."""
         taken = []
         for i in range(len(next(iter(inputs.values())))):
             slot = self._arena.take()
             with self._device.lock:
+                program = self._opened()
                 tensors = self._uploaded({name: value[i : i + 1] for name, value in inputs.items()}, 1)
                 for name, arena in self._arena.buffers.items():
                     tensors[name] = arena.row(int(np.asarray(slot)[0, 0]))
-                self._opened().run(tensors)
+                program.run(tensors)
             taken.append(slot)
         return [taken[0].joined(taken[1:])]
 

@@ -80,6 +80,7 @@ class TrtBackend:
 
     def load(self, bundle: Bundle) -> Mapping[str, Graph]:
         """All graphs of a bundle; raises BackendError."""
+        self.heads = MOST
         versions = {name: api.__version__ for name, api in self._apis.items()}
         engine, reason = choose(bundle.manifest.engines, versions, self._gpu)
         if engine is not None:
