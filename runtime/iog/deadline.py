@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from iog.errors import DeadlineExceeded
@@ -11,14 +12,19 @@ from iog.errors import DeadlineExceeded
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment of the monotonic clock, or none."""
+    """A moment of the monotonic clock, or none.
+
+    waiting: whether the caller still does; one that has hung up, or cancelled, has reached its deadline.
+    """
 
     at: float | None = None
+    waiting: Callable[[], bool] | None = None
 
     @classmethod
-    def after(cls, seconds: float | None) -> Deadline:
+    def after(cls, seconds: float | None, waiting: Callable[[], bool] | None = None) -> Deadline:
         """So many seconds from now; None, or more than a lock can wait (gRPC's "never"), for no deadline."""
-        return cls(None if seconds is None or seconds > threading.TIMEOUT_MAX else time.monotonic() + seconds)
+        at = None if seconds is None or seconds > threading.TIMEOUT_MAX else time.monotonic() + seconds
+        return cls(at, waiting)
 
     def remaining(self) -> float | None:
         """Seconds left, 0 at least; None for no deadline."""
@@ -28,6 +34,8 @@ class Deadline:
         """Raise DeadlineExceeded if it has passed."""
         if self.at is not None and time.monotonic() >= self.at:
             raise DeadlineExceeded(f"the deadline passed while {doing}; the request may be repeated")
+        if self.waiting is not None and not self.waiting():
+            raise DeadlineExceeded(f"the caller gave up while {doing}")
 
 
 NO_DEADLINE = Deadline()

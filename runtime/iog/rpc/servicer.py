@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
+from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from grpc_status import rpc_status
 
 from iog.deadline import Deadline
 from iog.errors import (
     BackendError,
-    DeadlineExceeded,
     Internal,
     InvalidImage,
     IogError,
@@ -99,7 +100,7 @@ class SegmentationServicer(SegmentationServiceServicer):
             prompt = convert.prompt_from(request, predictor.bundle.manifest.name)
             encoding = convert.encoding_from(request)
             image = self._image(request)
-            result = predictor.segment(image, prompt, scores=request.want_score_map, timeout=deadline.remaining())
+            result = predictor.segment(image, prompt, scores=request.want_score_map, timeout=deadline)
             return convert.response_of(result, encoding)
 
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:  # noqa: N802
@@ -128,16 +129,28 @@ class SegmentationServicer(SegmentationServiceServicer):
                 raise InvalidImage("request without an image; set digest, or encoded_image")
 
 
+class Reflection(ReflectionServicer):  # type: ignore[misc]  # untyped
+    """Tells clients the interface, few at a time and not for long: a stream holds a thread while its client is idle."""
+
+    def __init__(self, names: Sequence[str], gate: Gate, timeout_s: float) -> None:
+        super().__init__(names)
+        self._gate = gate
+        self._timeout_s = timeout_s
+
+    def ServerReflectionInfo(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        """See grpc.reflection.v1alpha."""
+        with _errors_told(context), self._gate.entered(), _cancelled_after(self._timeout_s, context):
+            yield from super().ServerReflectionInfo(request_iterator, context)
+
+
 def _uploaded(image: Image, already_held: bool) -> pb.UploadImageResponse:
     return pb.UploadImageResponse(digest=image.digest, size=convert.size_of(image.size), already_held=already_held)
 
 
 def _deadline(context: grpc.ServicerContext) -> Deadline:
     """Until when the client waits. Raises DeadlineExceeded if it no longer does: the call has waited for a thread."""
-    deadline = Deadline.after(context.time_remaining())
+    deadline = Deadline.after(context.time_remaining(), context.is_active)
     deadline.check("waiting for a thread")
-    if not context.is_active():
-        raise DeadlineExceeded("the client has cancelled the call")
     return deadline
 
 

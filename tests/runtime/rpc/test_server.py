@@ -17,6 +17,7 @@ import pytest
 from google.rpc import error_details_pb2 as details
 from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 from iog.arrays import Array
@@ -367,6 +368,27 @@ def test_a_request_that_waits_past_its_deadline_is_not_computed(
     assert backend.runs["encoder"] == 1
 
 
+def test_a_call_that_was_cancelled_while_it_waited_is_not_computed(
+    start_server: StartServer, make_predictors: MakePredictors, connect: Connect, file: bytes, make_file: MakeFile
+) -> None:
+    backend = GatedBackend()
+    predictors = make_predictors(backend)
+    server = start_server(predictors=predictors)
+    stub = SegmentationServiceStub(connect(server))
+    working = stub.Segment.future(request(encoded_image=file), timeout=TIMEOUT)
+    assert backend.entered.wait(TIMEOUT)
+    waiting = stub.Segment.future(request(encoded_image=make_file(seed=3)))
+    end = time.monotonic() + TIMEOUT
+    while len(predictors[0].images) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    waiting.cancel()
+    time.sleep(1.0)  # until the server has heard of it
+    backend.opened.set()
+    working.result()
+    server.stop()  # after which all threads have ended
+    assert backend.runs["encoder"] == 1
+
+
 class LateContext:
     """Of a call that got its thread after its deadline."""
 
@@ -517,6 +539,29 @@ def test_reflection_lists_the_services_and_can_be_switched_off(start_server: Sta
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_idle_reflection_leaves_threads_for_others(start_server: StartServer, connect: Connect, file: bytes) -> None:
+    channel, over = connect(start_server(max_segments=1, max_uploads=1)), threading.Event()
+
+    def idle() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        over.wait(TIMEOUT)
+
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    codes = []
+    streams = [stub.ServerReflectionInfo(idle()) for _ in range(30)]
+    for stream in streams:
+        try:
+            next(stream)
+        except grpc.RpcError as e:
+            codes.append(e.code())
+    assert SegmentationServiceStub(channel).Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
+    over.set()
+    for stream in streams:
+        stream.cancel()
+    assert len(codes) == 26
+    assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
 def test_a_client_without_stubs_learns_all_from_the_server(server: Server, tmp_path: Path, make_file: MakeFile) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(make_file())
@@ -584,8 +629,8 @@ print("clean end")
     assert "stopped" in err
 
 
-@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN], ids=["default", "ignored"])
-def test_a_second_ctrl_c_ends_a_server_that_drains(split_bundle: Path, inherited: signal.Handlers) -> None:
+@pytest.mark.parametrize("starter", [(), ("sh", "-c", 'trap "" INT; exec "$@"', "sh")], ids=["default", "ignored"])
+def test_a_second_ctrl_c_ends_a_server_that_drains(split_bundle: Path, starter: tuple[str, ...]) -> None:
     script = """
 import logging, sys
 import iog.rpc.servicer
@@ -608,10 +653,7 @@ serve([Predictor.open(sys.argv[1], backend="fake")], ServerConfig(port=0, grace_
         released.wait(TIMEOUT)
 
     with subprocess.Popen(
-        [sys.executable, "-c", script, split_bundle],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, inherited),
+        [*starter, sys.executable, "-c", script, split_bundle], stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr
         address = process.stderr.readline().split()[-1]
@@ -655,7 +697,17 @@ def test_predictors_that_cannot_be_served_together_are_refused(make_predictors: 
         Server([one[0], other[1]])
 
 
-@pytest.mark.parametrize("wrong", [{"tls_key": Path("k")}, {"max_segments": 0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tls_key": Path("k")},
+        {"max_segments": 0},
+        {"limits": ImageLimits(max_bytes=2**31)},  # gRPC counts with C's int
+        {"max_connection_age_s": 30 * 86400.0},
+        {"max_connection_age_s": 0.0},
+    ],
+    ids=str,
+)
 def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"expected|together"):
         ServerConfig(**wrong)  # type: ignore[arg-type]
