@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import onnx
 from iog.arrays import Array
+from iog.backends.cache import cache_directory
 from iog.backends.cuda import CudaMemory
 from iog.backends.device import adapted, shapes
-from iog.backends.ort_cuda import CACHE
 from iog.backends.trt import PORTABLE_FROM, TrtBackend, installed_apis, logger_of
 from iog.bundle import Bundle, EngineInfo, GraphInfo, Manifest, write_bundle
 from iog.errors import BackendError, BackendUnavailable, BundleError
@@ -42,13 +42,12 @@ class EnginePlan:
 
     api: "tensorrt" (for the GPU of this machine) or "tensorrt_rtx". gpu: one of GPUS that TensorRT-RTX builds for, None
     for all from Ampere on. precision: of the arithmetic; with int8, of what is no convolution, it is fp32.
-    cache: directory of timing caches, which make TensorRT's next build of the same graphs fast and alike.
+    What TensorRT measures is kept in `cache_directory("tensorrt")`: the next build of these graphs is fast and alike.
     """
 
     api: Literal["tensorrt", "tensorrt_rtx"]
     precision: Precision = "fp16"
     gpu: str | None = None
-    cache: Path = CACHE
 
 
 def target(plan: EnginePlan) -> tuple[Any, str]:
@@ -80,7 +79,7 @@ def build_engines(
     for name, (model, info) in adapted(bundle).items():
         model = to_half(model) if plan.precision == "fp16" else model
         file = f"{directory}/{name}.engine"
-        files[file] = engine = build(api, name, model, info, gpu, plan.cache)
+        files[file] = engine = build(api, name, model, info, gpu)
         stored[name] = {"file": file, "sha256": hashlib.sha256(engine).hexdigest()}
     described = {"api": plan.api, "version": api.__version__, "gpu": gpu, "precision": plan.precision}
     return EngineInfo.model_validate({**described, "graphs": stored}), files
@@ -147,7 +146,7 @@ def to_symmetric_int8(model: bytes, samples: Iterable[Mapping[str, Array]]) -> b
         return quantized.read_bytes()
 
 
-def build(api: Any, name: str, model: bytes, info: GraphInfo, gpu: str, cache: Path = CACHE) -> bytes:
+def build(api: Any, name: str, model: bytes, info: GraphInfo, gpu: str) -> bytes:
     """One engine, for batches up to the largest that the runtime makes. Raises BackendError."""
     log = logger_of(api)
     builder = api.Builder(log)
@@ -168,18 +167,21 @@ def build(api: Any, name: str, model: bytes, info: GraphInfo, gpu: str, cache: P
             config.set_compute_capability(getattr(api.ComputeCapability, gpu.upper()), 0)
         engine = builder.build_serialized_network(network, config)
     else:
-        engine = _build_timed(builder, network, config, cache / f"{api.__name__}-{api.__version__}-{gpu}.timings")
+        engine = _build_timed(builder, network, config, f"{api.__name__}-{api.__version__}-{gpu}.timings")
     if engine is None:
         raise BackendError(f"{api.__name__} cannot build graph {name!r}: {log.last}")
     return bytes(engine)
 
 
-def _build_timed(builder: Any, network: Any, config: Any, timings: Path) -> Any:
+def _build_timed(builder: Any, network: Any, config: Any, file: str) -> Any:
     """Build with what earlier builds measured. TensorRT-RTX measures nothing: it has no timing cache."""
-    timing = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
+    kept = cache_directory("tensorrt")
+    timings = None if kept is None else kept / file
+    timing = config.create_timing_cache(timings.read_bytes() if timings and timings.exists() else b"")
     config.set_timing_cache(timing, ignore_mismatch=False)
     engine = builder.build_serialized_network(network, config)
-    timings.parent.mkdir(parents=True, exist_ok=True)
+    if timings is None:
+        return engine
     written = timings.with_suffix(f".{os.getpid()}")
     written.write_bytes(bytes(timing.serialize()))
     written.replace(timings)  # whole, whoever else builds at the same time

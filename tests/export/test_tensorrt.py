@@ -56,8 +56,8 @@ def samples(bundle: Bundle) -> list[Sample]:
     return record(bundle, cases([CHELSEA])[:1], untracked)
 
 
-def test_tensorrt_rtx_takes_encoder_click_and_head_and_builds_their_engines(bundle: Bundle, tmp_path: Path) -> None:
-    info, files = build_engines(bundle, EnginePlan("tensorrt_rtx", "fp16", "sm89", tmp_path))
+def test_tensorrt_rtx_takes_encoder_click_and_head_and_builds_their_engines(bundle: Bundle) -> None:
+    info, files = build_engines(bundle, EnginePlan("tensorrt_rtx", "fp16", "sm89"))
     assert set(info.graphs) == {"encoder", "click", "head"}
     assert (info.api, info.version, info.gpu) == ("tensorrt_rtx", rtx.__version__, "sm89")
     assert info.max_logit_error is None
@@ -65,11 +65,11 @@ def test_tensorrt_rtx_takes_encoder_click_and_head_and_builds_their_engines(bund
     assert sum(map(len, files.values())) > 0.5 * weights
 
 
-def test_a_graph_that_tensorrt_cannot_run_is_refused_with_its_reason(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_graph_that_tensorrt_cannot_run_is_refused_with_its_reason(bundle: Bundle) -> None:
     """The bundle's own encoder moves bytes about, which TensorRT does not: `adapted` casts them first."""
     _, info = adapted(bundle)["encoder"]
     with pytest.raises(BackendError, match=r"tensorrt_rtx refuses graph 'encoder': .*UInt8"):
-        build(rtx, "encoder", bundle.graphs["encoder"], info, "sm80+", tmp_path)
+        build(rtx, "encoder", bundle.graphs["encoder"], info, "sm80+")
 
 
 def test_half_arithmetic_gives_nearly_the_same(bundle: Bundle, samples: list[Sample]) -> None:
@@ -84,9 +84,7 @@ def test_half_arithmetic_gives_nearly_the_same(bundle: Bundle, samples: list[Sam
     np.testing.assert_allclose(found, expected, atol=0.05 * expected.std())
 
 
-def test_int8_is_symmetric_keeps_biases_in_float_and_follows_the_network(
-    bundle: Bundle, samples: list[Sample], tmp_path: Path
-) -> None:
+def test_int8_is_symmetric_keeps_biases_in_float_and_follows_the_network(bundle: Bundle, samples: list[Sample]) -> None:
     quantized = to_symmetric_int8(bundle.graphs["head"], samples[0].heads[:3])
     graph = onnx.load_from_string(quantized).graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
@@ -104,12 +102,12 @@ def test_int8_is_symmetric_keeps_biases_in_float_and_follows_the_network(
     (found,) = run(quantized, samples[0].heads[2])
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
     model, info = adapted(replace(bundle, graphs={**bundle.graphs, "head": quantized}))["head"]
-    assert build(rtx, "head", model, info, "sm80+", tmp_path)
+    assert build(rtx, "head", model, info, "sm80+")
 
 
-def test_int8_without_calibration_data_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_int8_without_calibration_data_is_refused(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="int8 engines need calibration data"):
-        build_engines(bundle, EnginePlan("tensorrt_rtx", "int8", cache=tmp_path))
+        build_engines(bundle, EnginePlan("tensorrt_rtx", "int8"))
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from iog.arrays import Array
 from iog.backends.base import Graph
+from iog.backends.cache import cache_directory
 from iog.backends.ort import check, failure
 from iog.bundle import FEATURES, GraphInfo
 from iog.errors import BackendError, BackendUnavailable
@@ -25,7 +24,7 @@ class OpenVinoBackend:
 
     Maps among the features are (B, H, W, C) in memory, as its kernels want them; seen from outside they are
     views of shape (B, C, H, W). Arrays in another order are accepted and copied.
-    Compiled models are kept in `cache_directory()`, if that can be written.
+    Compiled models are kept in `cache_directory("openvino")`, if that can be written.
     """
 
     name = "openvino"
@@ -54,12 +53,8 @@ class OpenVinoBackend:
             "INFERENCE_NUM_THREADS": self._threads,
             "INFERENCE_PRECISION_HINT": "f32",  # NB: where it can, it would round to bfloat16 unasked
         }
-        cache = cache_directory()
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return options  # it compiles anew each time
-        return {**options, "CACHE_DIR": str(cache)}
+        cache = cache_directory("openvino")
+        return options if cache is None else {**options, "CACHE_DIR": str(cache)}
 
     def open(self, name: str, model: bytes, info: GraphInfo) -> Graph:
         """Compile a graph; raises BackendError if that fails or its inputs and outputs are not the declared ones."""
@@ -153,12 +148,6 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-def cache_directory() -> Path:
-    """Where compiled models are kept: `iog-runtime/openvino` in $XDG_CACHE_HOME, or in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "iog-runtime" / "openvino"
 
 
 def _is_map(name: str, shape: tuple[int | str, ...]) -> bool:

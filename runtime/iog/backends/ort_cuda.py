@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from iog.backends.base import Graph
+from iog.backends.cache import cache_directory
 from iog.backends.cuda import CudaMemory
 from iog.backends.device import MOST, Buffer, Memory, adapted, on_device, shapes
 from iog.backends.ort import PROVIDERS, OrtBackend, failure
@@ -19,14 +20,12 @@ from iog.errors import BackendError, BackendUnavailable
 
 logger = logging.getLogger(__name__)
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "iog-runtime", "tensorrt").expanduser()
-
 
 class OrtDeviceBackend(OrtBackend):
     """Opens bundles with features kept on the device; heads that wait run as one batch.
 
     budget: bytes of device memory for each bundle's features. memory: makes the memory of a bundle's graphs.
-    cache: directory in which the TensorRT provider keeps the engines that it builds, which takes minutes.
+    Engines that the TensorRT provider builds, which takes minutes, are kept in `cache_directory("tensorrt", ...)`.
     """
 
     heads = MOST
@@ -38,13 +37,11 @@ class OrtDeviceBackend(OrtBackend):
         *,
         budget: int,
         memory: Callable[[], Memory] = CudaMemory,
-        cache: Path = CACHE,
     ) -> None:
         super().__init__(device, threads)
         self._device = device
         self._budget = budget
         self._memory = memory
-        self._cache = cache
 
     def load(self, bundle: Bundle) -> Mapping[str, Graph]:
         """All graphs of a bundle; raises BackendError, OutOfMemory."""
@@ -64,10 +61,11 @@ class OrtDeviceBackend(OrtBackend):
             return OrtProgram(name, self._session(name, model, [self._provider]), info, "cpu")
 
         def program(record: bool) -> OrtProgram:
-            providers = self._providers(name, info, memory, exact=exact, record=record)
+            providers = self._providers(name, model, info, memory, exact=exact, record=record)
             return OrtProgram(name, self._session(name, model, providers), info, "cuda", record=record)
 
-        if name == "head":  # what runs most, and always from the same buffers
+        # What runs most, and always from the same buffers. NB: the TensorRT provider has one graph, for all shapes.
+        if name == "head" and self._device == "cuda":
             try:
                 return program(record=True)
             except BackendUnavailable:
@@ -76,20 +74,18 @@ class OrtDeviceBackend(OrtBackend):
                 logger.warning("graph %r runs without a CUDA graph, every click somewhat slower: %s", name, e)
         return program(record=False)
 
-    def _providers(self, name: str, info: GraphInfo, memory: CudaMemory, *, exact: bool, record: bool) -> list[Any]:
+    def _providers(
+        self, name: str, model: bytes, info: GraphInfo, memory: CudaMemory, *, exact: bool, record: bool
+    ) -> list[Any]:
         stream = {"user_compute_stream": str(memory.stream)}
         cuda = {**stream, "use_tf32": str(int(not exact)), "enable_cuda_graph": str(int(record))}
         if self._device == "cuda":
             return [(self._provider, cuda)]
-        self._cache.mkdir(parents=True, exist_ok=True)
-        options = {
-            **stream,
-            "trt_cuda_graph_enable": str(record),
-            "trt_engine_cache_enable": "True",
-            "trt_engine_cache_path": str(self._cache),
-            "trt_timing_cache_enable": "True",
-            "trt_timing_cache_path": str(self._cache),
-        }
+        options = dict(stream)
+        # NB: the provider names engines by the names in a graph, not by its weights: each graph has its own directory.
+        if cache := cache_directory("tensorrt", hashlib.sha256(model).hexdigest()[:32]):
+            for kind in ("engine", "timing"):
+                options |= {f"trt_{kind}_cache_enable": "True", f"trt_{kind}_cache_path": str(cache)}
         for i, which in enumerate(("min", "opt", "max")):
             profile = (f"{t}:{'x'.join(map(str, ranges[i]))}" for t, ranges in shapes(name, info).items())
             options[f"trt_profile_{which}_shapes"] = ",".join(profile)
@@ -99,7 +95,8 @@ class OrtDeviceBackend(OrtBackend):
 class OrtProgram:
     """A session that reads and writes device memory where it lies.
 
-    record: the session was opened to record each shape's run as a CUDA graph and to repeat it.
+    record: the session was opened to record each shape's run as a CUDA graph and to repeat it. Then one thread makes
+        all runs: the provider keeps recordings by thread.
     """
 
     def __init__(self, name: str, session: Any, info: GraphInfo, device: str, *, record: bool = False) -> None:
@@ -112,9 +109,16 @@ class OrtProgram:
         self._record = record
         self._recorded: dict[tuple[tuple[int, ...], ...], int] = {}  # ids of the runs, by shapes
         self._new_options = RunOptions
+        self._thread = ThreadPoolExecutor(1, f"iog-{name}") if record else None
 
     def run(self, tensors: Mapping[str, Buffer]) -> None:
         """Compute outputs in place from inputs in place, and wait for it."""
+        if self._thread is None:
+            self._run(tensors)
+        else:
+            self._thread.submit(self._run, tensors).result()
+
+    def _run(self, tensors: Mapping[str, Buffer]) -> None:
         options = self._new_options()
         if self._record:
             key = tuple(tensors[t.name].shape for t in self.info.inputs)
@@ -132,4 +136,6 @@ class OrtProgram:
 
     def close(self) -> None:
         """Drop the session."""
+        if self._thread is not None:
+            self._thread.shutdown()
         self._session = None

@@ -1,0 +1,69 @@
+"""What can be said of ONNX Runtime's GPU providers without a GPU."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from iog.backends.cuda import CudaMemory
+from iog.backends.device import Buffer, adapted
+from iog.backends.ort import OrtBackend
+from iog.backends.ort_cuda import OrtDeviceBackend, OrtProgram
+from iog.bundle import Bundle
+
+
+class Stream(CudaMemory):
+    """As far as the options look at it."""
+
+    def __init__(self) -> None:
+        self._stream = 7
+
+    def close(self) -> None:
+        """It has nothing."""
+
+
+def tensorrt_options(bundle: Bundle, model: bytes) -> dict[str, str]:
+    backend = OrtDeviceBackend("cpu", budget=1 << 20)
+    backend._device = "tensorrt"
+    info = adapted(bundle)["head"][1]
+    (_, options), (_, cuda) = backend._providers("head", model, info, Stream(), exact=True, record=False)
+    assert cuda["enable_cuda_graph"] == "0"
+    return options
+
+
+def test_engines_of_other_weights_are_kept_apart(
+    split_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle.open(split_bundle)
+    one, other, again = (
+        tensorrt_options(bundle, model)["trt_engine_cache_path"] for model in (b"one", b"other", b"one")
+    )
+    assert one == again != other
+    assert Path(one).is_dir()
+    assert "trt_cuda_graph_enable" not in tensorrt_options(bundle, b"one")  # one recording for all shapes would answer
+
+
+def test_where_nothing_can_be_kept_engines_are_built_anew(
+    split_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "trt_engine_cache_path" not in tensorrt_options(Bundle.open(split_bundle), b"one")
+
+
+def test_recorded_runs_are_all_made_by_one_thread(split_bundle: Path) -> None:
+    bundle = Bundle.open(split_bundle)
+    info = bundle.manifest.graphs["click"]
+    session = OrtBackend(threads=1)._session("click", bundle.graphs["click"], ["CPUExecutionProvider"])
+    threads, plain = set(), session.io_binding
+    session.io_binding = lambda: (threads.add(threading.current_thread()), plain())[1]
+    program = OrtProgram("click", session, info, "cpu", record=True)
+    arrays = {t.name: np.zeros((1, *t.shape[1:]), t.dtype) for t in (*info.inputs, *info.outputs)}  # type: ignore[arg-type]
+    buffers = {name: Buffer(a.ctypes.data, a.shape, a.dtype.name) for name, a in arrays.items()}
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(lambda _: program.run(buffers), range(12)))
+    program.close()
+    assert len(threads) == 1
+    assert threads.isdisjoint({threading.current_thread()})
