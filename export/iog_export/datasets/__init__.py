@@ -1,6 +1,7 @@
 """Data sets of photographs with object masks; nothing here needs torch."""
 
 from .dataset import DataSet as DataSet
+from .dataset import Layout as Layout
 from .formats import FORMATS as FORMATS
 from .formats import open_layout as open_layout
 from .photograph import DataError as DataError

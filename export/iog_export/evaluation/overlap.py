@@ -27,5 +27,9 @@ def boundary(mask: BoolArray) -> BoolArray:
 
 
 def boundary_iou(mask: BoolArray, truth: BoolArray, known: BoolArray) -> float:
-    """IoU of the two boundaries where the truth is known: as strict with large objects as with small ones."""
-    return iou(boundary(mask), boundary(truth), known)
+    """IoU of the two boundaries where the truth is known: as strict with large objects as with small ones.
+
+    Unknown pixels belong to neither mask: many data sets leave a ring around objects unlabelled, and outlines anywhere
+    in it are the same.
+    """
+    return iou(boundary(mask & known), boundary(truth & known), known)

@@ -30,7 +30,7 @@ class Settings(_Model):
     objects: how many, and the digest of their list. looseness, inside_radius, clicks, seed: see `Protocol`.
     """
 
-    measurement: int = 1
+    measurement: int = 2
     bundle: str
     backend: str
     device: str

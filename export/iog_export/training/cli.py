@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from iog_export.datasets import FORMATS, DataSet, open_layout
+from iog_export.datasets import FORMATS, DataError, DataSet, Layout, open_layout
 from iog_export.datasets.formats import HELP
 from iog_export.evaluation.baselines import ellipse, filled_box
 from iog_export.evaluation.figures import Figures
@@ -143,9 +144,11 @@ def train(
     An annotator is simulated: almost tight boxes, inside points, and clicks on the largest error of the mask at hand.
     Writes OUT/last.pt every few minutes and OUT/final.pt at the end, then shows figures for the validation list.
     """
-    if resume != (out / "last.pt").exists():
-        problem = "there is no last.pt to go on from" if resume else "holds a training: pass --resume to go on with it"
-        raise click.BadParameter(f"{out}: {problem}", param_hint="--out")
+    if resume and not (out / "last.pt").exists():
+        raise click.BadParameter(f"{out}: there is no last.pt to go on from", param_hint="--out")
+    if not resume and (held := [name for name in ("last.pt", "final.pt") if (out / name).exists()]):
+        problem = f"holds a training ({held[0]}): pass --resume to go on with it, or name another directory"
+        raise click.BadParameter(f"{out} {problem}", param_hint="--out")
     initial = Initial.read(init) if init is not None else None
     spec = _spec(initial, backbone, width)
     size = size or (initial.size if initial is not None else None) or 256
@@ -159,8 +162,9 @@ def train(
         )
         torch.set_num_threads(threads or max((os.cpu_count() or 1) // machine.processes, 1))
         lists = open_layout(data, "train", train_list, form), open_layout(data, "val", val_list, form)
-        if both := set(lists[0].names) & set(lists[1].names):
-            problem = f"{len(both)} of its photographs, such as {min(both)}, are trained on; name others"
+        trained, watched = (_files(each) for each in lists)
+        if both := sorted(watched[file] for file in trained.keys() & watched.keys()):
+            problem = f"{len(both)} of its photographs, such as {both[0]}, are trained on; name others"
             raise click.BadParameter(problem, param_hint="--val-list")
         with console.status("reading photographs"):
             training = DataSet.open(lists[0], min_area=TARGET_AREA, keep=int(memory * 2**30))
@@ -204,6 +208,15 @@ def train(
             "filled box": summarize(filled_box, validation),
         }
     Console().print(_table(rows))
+
+
+def _files(layout: Layout) -> dict[Path, str]:
+    """The names of photographs by their files, whatever the lists call them; those that are missing are left out."""
+    files = {}
+    for name in layout.names:
+        with contextlib.suppress(DataError):
+            files[layout.image(name).resolve()] = name
+    return files
 
 
 def _spec(initial: Initial | None, backbone: str | None, width: int | None) -> NetworkSpec:

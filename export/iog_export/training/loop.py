@@ -40,11 +40,16 @@ from .segmenter import torch_segmenter
 from .snapshot import Snapshot, SnapshotError
 from .validation import summarize
 
+DIVERGED = 20  # steps in a row without a finite gradient
 REBASE_BATCHES = 6  # over which a network from a bundle gets its batch norms' statistics
 
 
 class Stopped(IogError):
     """A training that was asked to stop before its end; its checkpoint is written."""
+
+
+class Diverged(IogError):
+    """The loss of a training is not finite any more; its last checkpoint is from before."""
 
 
 class _StopAsked(Exception):
@@ -79,6 +84,7 @@ class Trainer:
         self.seconds = 0.0
         self.steps = 0
         self.passes = 0
+        self._lost = 0  # steps in a row whose gradient was not finite
         self.history: list[dict[str, Any]] = []
         self._lately: deque[tuple[float, int]] = deque(maxlen=30)  # seconds and passes after the last steps
 
@@ -108,7 +114,8 @@ class Trainer:
             raise SnapshotError(
                 f"{path} is the end of a training and cannot be continued; start another from it: --init"
             )
-        if unlike := differences({**snapshot.settings, **snapshot.resume.get("settings", {})}, self.plan.settings):
+        theirs = {**snapshot.provenance, **snapshot.settings, **snapshot.resume.get("settings", {})}
+        if unlike := differences(theirs, {**self.plan.provenance, **self.plan.settings}):
             raise SnapshotError(
                 f"{path} is of another training: {'; '.join(unlike)}. Go on with the options that it was started with"
             )
@@ -172,7 +179,10 @@ class Trainer:
         return self._finished(data)
 
     def step(self, batches: Sequence[Batch]) -> float:
-        """One update, and the batches' loss after the initial clicks."""
+        """One update, and the batches' loss after the initial clicks. A gradient that is not finite changes nothing.
+
+        Raises Diverged after too many of these in a row.
+        """
         plan, machine = self.plan, self.machine
         for group in self.optimizer.param_groups:
             group["lr"] = plan.rate(self.progress)
@@ -189,12 +199,21 @@ class Trainer:
                 self.scaler.scale(losses.total / len(batches)).backward()
             firsts.append(losses.first)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), plan.clip)
-        self.scaler.step(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), plan.clip)
+        finite = bool(norm.isfinite())
+        if finite or self.scaler.is_enabled():  # the scaler looks itself, and learns from what it skips
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.steps += 1
         self.passes += machine.processes * sum(len(batch.inputs) for batch in batches)
-        self._average()
+        self._lost = 0 if finite else self._lost + 1
+        if self._lost == DIVERGED:
+            raise Diverged(
+                f"{DIVERGED} steps in a row had no finite gradient; {self.out / 'last.pt'}, if it was written, is from "
+                "before: go on from it with --init and a lower --learning-rate"
+            )
+        if finite:
+            self._average()
         return float(torch.stack(firsts).mean())
 
     def validate(self, targets: Iterable[Target]) -> dict[str, Figures]:

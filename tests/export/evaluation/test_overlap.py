@@ -45,6 +45,14 @@ def test_boundary_iou_sees_known_pixels_alone():
     assert boundary_iou(wrong_right, truth, EVERYWHERE) < 0.5
 
 
+@pytest.mark.parametrize("grown", [0, 3, 6])
+def test_outlines_anywhere_in_an_unknown_ring_are_the_same(grown):
+    truth = rectangle(100, 50, 200, 150)
+    known = ~rectangle(94, 44, 206, 156) | rectangle(106, 56, 194, 144)
+    assert boundary_iou(rectangle(100 - grown, 50 - grown, 200 + grown, 150 + grown), truth, known) == 1.0
+    assert boundary_iou(rectangle(80, 30, 220, 170), truth, known) < 0.7
+
+
 def test_thin_objects_are_all_boundary():
     mask = rectangle(100, 50, 300, 65)
     assert (boundary(mask) == mask).all()

@@ -66,9 +66,10 @@ def test_wrong_options_are_refused_with_a_reason(folder, tmp_path, options, expe
     assert expected in " ".join(result.output.replace("│", " ").split())
 
 
-def test_a_started_run_is_not_overwritten(folder, tmp_path):
+@pytest.mark.parametrize("held", ["last.pt", "final.pt"])
+def test_a_started_or_finished_run_is_not_overwritten(folder, tmp_path, held):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "last.pt").write_bytes(b"")
+    (tmp_path / "run" / held).write_bytes(b"")
     result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), "--minutes", "1"])
     assert result.exit_code == 2
     assert "--resume" in result.output
@@ -122,9 +123,11 @@ def test_two_processes_of_torchrun_train_one_network(folder, tmp_path):
     assert Snapshot.read(out / "final.pt").provenance["passes"] == one["passes"]
 
 
-def test_validating_on_what_is_trained_on_is_refused(folder, tmp_path):
-    (folder / "mixed.txt").write_text("shapes/7\nshapes/2\n")
+@pytest.mark.parametrize("name", ["shapes/2", "shapes/2-2"])
+def test_validating_on_what_is_trained_on_is_refused(folder, tmp_path, name):
+    """Under whatever name: a second annotation is of the same photograph."""
+    (folder / "mixed.txt").write_text(f"shapes/7\n{name}\n")
     options = ["--minutes", "1", "--val-list", str(folder / "mixed.txt")]
     result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), *options])
     assert result.exit_code == 2
-    assert "1 of its photographs, such as shapes/2, are trained on" in " ".join(result.output.replace("│", " ").split())
+    assert f"1 of its photographs, such as {name}, are trained on" in " ".join(result.output.replace("│", " ").split())

@@ -10,7 +10,7 @@ from iog_export.networks import IOG, NetworkSpec
 from iog_export.networks.resnet import ARCHITECTURES, Architecture, BasicBlock
 from iog_export.training.initial import Initial
 from iog_export.training.interrupt import stop_asked
-from iog_export.training.loop import Stopped, Trainer
+from iog_export.training.loop import Diverged, Stopped, Trainer
 from iog_export.training.machine import Machine
 from iog_export.training.plan import CLICKS_FROM_TRAINED, Plan
 from iog_export.training.samples import Batch, Batches, Geometry, Stage
@@ -33,7 +33,17 @@ def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plan(geometry: Geometry) -> Plan:
     stages = ((0.0, Stage(64, 2, 1.0)),)
-    return Plan(SPEC, geometry, minutes=1, stages=stages, learning_rate=2e-3, average=0.9, warm_up=0.0, norm_crops=4)
+    return Plan(
+        SPEC,
+        geometry,
+        minutes=1,
+        stages=stages,
+        learning_rate=2e-3,
+        average=0.9,
+        warm_up=0.0,
+        norm_crops=4,
+        provenance={"data": {"cups": 2}},
+    )
 
 
 def batches(data, geometry: Geometry, size: int, number: int) -> list[Batch]:
@@ -152,6 +162,25 @@ def test_gradients_in_half_precision_are_scaled_and_an_overflow_skips_the_step(p
     assert again.scaler.state_dict() == trainer.scaler.state_dict()
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing_and_many_end_the_training(plan, shapes_data, geometry, tmp_path):
+    trainer = Trainer(plan, tmp_path)
+    batch, weight = batches(shapes_data, geometry, 2, 1), trainer.network.backbone.conv1.weight
+    trainer.step(batch)
+    before, average = weight.clone(), trainer.averaged.backbone.conv1.weight.clone()
+    broken = weight.register_hook(lambda gradient: gradient * float("nan"))
+    trainer.step(batch)
+    assert torch.equal(weight, before)
+    assert torch.equal(trainer.averaged.backbone.conv1.weight, average)
+    broken.remove()
+    trainer.step(batch)
+    assert not torch.equal(weight, before)
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    for _ in range(19):
+        trainer.step(batch)
+    with pytest.raises(Diverged, match="20 steps in a row had no finite gradient"):
+        trainer.step(batch)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -164,10 +193,11 @@ def test_gradients_in_half_precision_are_scaled_and_an_overflow_skips_the_step(p
             {"stages": ((0.0, Stage(64, 4, 1.0)),)},
             r"stages is \[\[0.0, 64, 2, 1.0\]\] there and \[\[0.0, 64, 4, 1.0\]\] here",
         ),
+        ({"provenance": {"data": {"cups": 3}}}, "data is {'cups': 2} there and {'cups': 3} here"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused_with_the_differences(plan: Plan, tmp_path, change, problem):
-    Snapshot(SPEC, plan.geometry, IOG(SPEC).state_dict(), resume={"settings": plan.settings}).write(
+    Snapshot(SPEC, plan.geometry, IOG(SPEC).state_dict(), plan.provenance, {"settings": plan.settings}).write(
         tmp_path / "last.pt"
     )
     other = replace(plan, **change)
