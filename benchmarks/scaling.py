@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +15,7 @@ import click
 import numpy as np
 from harness.record import Record, console, json_option, run
 from harness.rounds import Run, Summary, interleaved
-from harness.scene import FULL_HD, Annotator, frame, growing, photograph, prompt
+from harness.scene import FULL_HD, SHIFTS, Annotator, another, frame, growing, photograph, prompt
 from harness.server import served
 from iog import Client, Predictor
 from iog.backends import open_backend
@@ -62,6 +61,9 @@ def main(model: Path | None, rounds: int, points: int, seconds: float, path: Pat
     """
     record = Record("scaling", model=str(model or "default"), rounds=rounds)
     with Predictor.open(model) as predictor:
+        if predictor.bundle.manifest.kind != "split":
+            raise click.BadParameter(f"{model} is one graph, without an encoder to reuse", param_hint="--model")
+        record.note(bundle=predictor.bundle.digest[:12])
         lines = {
             "image height": line(image_heights(predictor, HEIGHTS[:points]), rounds),
             "clicks": clicks(predictor, CLICKS[:points], rounds),
@@ -137,14 +139,17 @@ def objects(predictor: Predictor, counts: Sequence[int], rounds: int) -> Line:
     """Corrections of one object while so many are held."""
     image, result = frame(), dict[int, float]()
     annotator = Annotator(partial(predictor.segment, image), image.size)
-    shifts = itertools.count()
+    numbers = itertools.count()
     for count in counts:
-        while len(predictor.features) < count:
-            shift, lower = divmod(next(shifts), 20)
-            asked = prompt(image.size, -1 - shift)
-            predictor.segment(image, replace(asked, box=replace(asked.box, y0=asked.box.y0 + lower)))
-        times = interleaved({f"{count} objects": annotator.correction}, max(rounds, 3))
-        (result[count],) = (Summary.of(values).median for values in times.values())
+        held = 0
+        while held < len(predictor.features) < count:  # as many as the budget allows
+            held = len(predictor.features)
+            predictor.segment(image, another(image.size, next(numbers), shift=-SHIFTS))
+        held = len(predictor.features)
+        times = interleaved({f"{held} objects": annotator.correction}, max(rounds, 3))
+        (result[held],) = (Summary.of(values).median for values in times.values())
+        if held < count:
+            break
     return {"correction": result}
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from harness.load import Annotation, Crowd, Reply, percentiles, poisson
+from harness.load import Annotation, Crowd, Reply, answered_within, percentiles, poisson
 from harness.record import Record, console, json_option, run
 from harness.rounds import progress
-from harness.scene import FULL_HD, corrected, growing, photograph, prompt
+from harness.scene import FULL_HD, another, corrected, growing, photograph, prompt
 from harness.server import Served, served
 from iog import Client, Prompt
 from iog.cli.values import byte_count
@@ -21,7 +20,6 @@ from rich.table import Table
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.2)  # of what the server can do at most
 ALONE = 15  # clicks of each kind on an idle server
-SHIFTS = 90  # pixels by which boxes differ
 PHOTOGRAPHS = 8
 SOAKERS = 4  # annotators at a time
 BURSTS = 3
@@ -86,6 +84,9 @@ def main(
     if burst:
         options += ["--max-concurrency", str(max(64, 2 * burst))]
     with served(*options) as server, Client(server.address, timeout=120) as client:
+        ready = server.resident()
+        (*_, serving) = (m for m in client.models() if m.default)
+        record.note(bundle=serving.bundle_digest[:12])
         photographs = [photograph(variant=v) for v in range(PHOTOGRAPHS)]
         desk = Desk([client.upload(data) for data in photographs])
         alone = idle(client, photographs[0])
@@ -94,7 +95,7 @@ def main(
             if burst:
                 results["burst"] = bursts(crowd, desk, burst, think, alone)
             elif soak:
-                results["soak"] = soaked(crowd, server, desk, soak * 60, objects, corrections, features_budget)
+                results["soak"] = soaked(crowd, server, desk, soak * 60, objects, corrections, features_budget, ready)
             else:
                 capacity = (1 + corrections) / (alone["first"] + corrections * alone["correction"]) * 1e3
                 results["capacity"] = capacity
@@ -123,10 +124,8 @@ class Desk:
 
     def object(self, number: int) -> tuple[str, Prompt]:
         """A photograph's digest and a first prompt, the same for the same number."""
-        shift, image = divmod(number, len(self._images))
-        base = prompt(FULL_HD, shift % SHIFTS)
-        lowered = shift // SHIFTS  # boxes of the same width again, but higher
-        return self._images[image], replace(base, box=replace(base.box, y0=base.box.y0 + lowered))
+        box, image = divmod(number, len(self._images))
+        return self._images[image], another(FULL_HD, box)
 
     def annotation(self, start: float, corrections: int, think: float, random: np.random.Generator) -> Annotation:
         """All that one annotator will do."""
@@ -163,12 +162,13 @@ def loaded(
     arrivals = poisson(share * capacity / (1 + clicks), seconds + settled, random)
     annotations = [desk.annotation(at, clicks, think, random) for at in arrivals]
     with console.status(f"load {share:.0%} of {capacity:.1f} clicks a second, {len(annotations)} annotators"):
-        replies = [r for r in crowd.annotate(annotations) if settled <= r.due < settled + seconds]
+        every = crowd.annotate(annotations)
+    replies = [r for r in every if settled <= r.due < settled + seconds]
     return {
         "share": share,
         "offered_per_second": share * capacity,
         "clicked_per_second": len(replies) / seconds,
-        "answered_per_second": sum(r.answered for r in replies) / seconds,
+        "answered_per_second": answered_within(every, settled, seconds) / seconds,
         "resident_bytes": server.resident(),
         "correction_milliseconds": [round(1e3 * r.latency, 1) for r in replies if r.answered and not r.first],
         **came_of(replies),
@@ -200,16 +200,26 @@ def bursts(crowd: Crowd, desk: Desk, annotators: int, think: float, alone: dict[
 
 
 def soaked(
-    crowd: Crowd, server: Served, desk: Desk, seconds: float, objects: int, clicks: int, budget: int
+    crowd: Crowd,
+    server: Served,
+    desk: Desk,
+    seconds: float,
+    objects: int,
+    clicks: int,
+    budget: int,
+    ready: int | None,
 ) -> dict[str, Any]:
-    """Objects chosen at random, again and again, by annotators who never pause; the server's memory once a second."""
-    random, before = np.random.default_rng(0), server.resident()
+    """Objects chosen at random, again and again, by annotators who never pause; the server's memory after each four.
+
+    ready: bytes that the server held before its first request.
+    """
+    random, unseen = np.random.default_rng(0), iter(range(objects))
     resident, replies, seen = list[int](), list[Reply](), set[int]()
     start = time.monotonic()
     with progress() as bar:
         task = bar.add_task("soaking", total=seconds)
         while (passed := time.monotonic() - start) < seconds:
-            chosen = [len(seen)] if len(seen) < objects else []  # each at least once, if the time allows
+            chosen = list(itertools.islice(unseen, 1))  # each at least once, if the time allows
             chosen += random.integers(0, objects, SOAKERS - len(chosen)).tolist()
             seen.update(chosen)
             replies += crowd.annotate([desk.without_pause(number, clicks) for number in chosen])
@@ -220,7 +230,7 @@ def soaked(
         "seconds": seconds,
         "objects": len(seen),
         "budget_bytes": budget,
-        "resident_before_bytes": before,
+        "resident_before_bytes": ready,
         "resident_peak_bytes": max(resident),
         "resident_quarter_bytes": [int(np.median(q)) for q in quarters if len(q)],
         "resident_bytes": resident,

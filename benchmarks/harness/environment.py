@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -23,11 +24,12 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, Any]:
-    """CPU, cores that this process may use, memory, system, library versions, and the load before the run."""
+    """The time, CPU, cores that this process may use, memory, system, library versions, and the load before the run."""
     lines = CPU_INFO.read_text(errors="replace").splitlines() if CPU_INFO.exists() else []
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(info.get("flags", info.get("Features", "")).split())
     return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "cores": cores(),

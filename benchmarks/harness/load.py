@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +40,11 @@ class Reply:
     def answered(self) -> bool:
         """With a mask."""
         return self.outcome not in ("rejected", "failed")
+
+
+def answered_within(replies: Iterable[Reply], start: float, seconds: float) -> int:
+    """How many masks came in these seconds, whenever they were asked for: beyond capacity, fewer than were due."""
+    return sum(r.answered and start <= r.due + r.latency < start + seconds for r in replies)
 
 
 @dataclass(frozen=True)

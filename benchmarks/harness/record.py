@@ -34,6 +34,10 @@ class Record:
             "settings": settings,
         }
 
+    def note(self, **settings: Any) -> None:
+        """What turned out later of what is measured."""
+        self._data["settings"].update(settings)
+
     def write(self, results: Any, path: Path | None) -> None:
         """Complete the record; to `path` if there is one."""
         self._data["environment"]["load_after"] = load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from iog.prompt import Size
 
 PHOTOGRAPH = Path(iog_export.__file__).parent / "photographs" / "astronaut.jpg"
 FULL_HD = Size(1080, 1920)
+SHIFTS = 90  # pixels by which boxes of one height differ
 CLICKS = 8  # on one object; then the annotator takes them all back
 
 
@@ -35,6 +37,13 @@ def prompt(size: Size, shift: int = 0) -> Prompt:
     scale, margin = size.height / 512, _margin(size)
     box = Box(margin + 13 * scale, 8 * scale, margin + 373 * scale + shift, 500 * scale)
     return Prompt(box, Point(margin + 175 * scale, 320 * scale))
+
+
+def another(size: Size, number: int, shift: int = 0) -> Prompt:
+    """The astronaut again, in a box that no other number has: wider, then also lower; shift: by which it is wider."""
+    lowered, wider = divmod(number, SHIFTS)
+    base = prompt(size, shift + wider)
+    return replace(base, box=replace(base.box, y0=base.box.y0 + lowered))
 
 
 def _margin(size: Size) -> int:
@@ -68,7 +77,7 @@ class Annotator:
 
     def first(self) -> None:
         """A new object."""
-        self._prompt = prompt(self._size, self._shift + next(self._numbers) % 90)
+        self._prompt = another(self._size, next(self._numbers), self._shift)
         self._segment(self._prompt)
 
     def correction(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.load import Reply, answered_within
 
 ROOT = Path(__file__).parents[2]
 EAGER = "PyTorch eager, whole network"
@@ -93,9 +94,23 @@ def test_open_loop_load_reaches_the_server_and_every_click_is_accounted_for(fold
     assert load["clicks"] > 0
     assert load["rejected"] == load["failed"] == 0
     assert load["hit_rate"] == load["corrections"] / load["clicks"]  # of new objects: what is no correction is a miss
-    assert load["answered_per_second"] == load["clicks"] / 3
+    assert load["answered_per_second"] > 0
     for latencies in filter(None, (load["first"], load["correction"])):
         assert 0 < latencies["p50"] <= latencies["p95"] <= latencies["p99"] <= latencies["max"]
+
+
+def test_only_answers_that_come_in_time_count_for_the_rate() -> None:
+    replies = [
+        Reply(due, latency, True, outcome, {})
+        for due, latency, outcome in [
+            (0.0, 0.5, "hit"),  # before the window
+            (0.5, 1.0, "miss"),  # asked for before it
+            (1.5, 0.1, "hit"),
+            (2.0, 0.1, "rejected"),
+            (2.0, 5.0, "hit"),  # too late
+        ]
+    ]
+    assert answered_within(replies, 1.0, 2.0) == 2
 
 
 def test_in_a_burst_each_object_is_encoded_once(folder: Path) -> None:

@@ -1,8 +1,11 @@
+import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
 from iog.errors import BackendUnavailable
 from iog_export.evaluation.measure import Bench
+from iog_export.evaluation.records import Record
 from iog_export.evaluation.workers import measured
 
 
@@ -30,10 +33,26 @@ def test_an_error_of_a_worker_is_the_callers(data, items, settings, split_bundle
             list(measured(bench, items, workers))
 
 
-def test_a_closed_iterator_stops_its_workers(data, items, settings, split_bundle):
-    records = measured(partial(Bench.open, data, settings(), split_bundle, 1), items, 2)
+class Marking:
+    """A bench that leaves a file for each item that it begins."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def measure(self, item):
+        (self.folder / f"{item.name.replace('/', '-')}-{item.id}").touch()
+        time.sleep(0.2)
+        return Record.of(item, None, {}, {})
+
+
+def test_a_closed_iterator_stops_its_workers(tmp_path, items):
+    many = [replace(items[0], id=number) for number in range(200)]
+    records = measured(partial(Marking, tmp_path), many, 2)
     next(records)
     records.close()
+    begun = len(list(tmp_path.iterdir()))
+    time.sleep(1.0)
+    assert len(list(tmp_path.iterdir())) == begun < 50
 
 
 def test_nothing_to_measure_opens_no_model():
