@@ -71,7 +71,7 @@ Examples:
 @click.option(
     "--calibration",
     type=DATA,
-    help="For int8: photographs with object masks, as `iog train` takes them; their training split is used.",
+    help="For int8 and uint8: photographs with object masks, as `iog train` takes them; their training split is used.",
 )
 @click.option(
     "--calibration-objects",
@@ -165,12 +165,13 @@ def export(
         )
     if out.exists() and not force:
         raise click.BadParameter(f"{out} exists; choose another directory or pass --force", param_hint="--out")
-    if precision == "int8" and checkpoint and not calibration:
-        raise click.UsageError("--precision int8 needs --calibration DATA: photographs with object masks")
+    for asked, ranges in (("--precision int8", precision == "int8"), ("--features uint8", features == "uint8")):
+        if ranges and checkpoint and not calibration:
+            raise click.UsageError(f"{asked} needs --calibration DATA: photographs with object masks")
     if precision == "int8" and features == "uint8":  # ONNX Runtime fuses scales by channel into sums that have none
         raise click.UsageError("--features uint8 does not go with --precision int8; choose fp16 or fp32")
-    if calibration and "int8" not in (precision, engine_precision):
-        raise click.UsageError(f"--calibration is for --precision int8, not {precision}")
+    if calibration and "int8" not in (precision, engine_precision) and features != "uint8":
+        raise click.UsageError(f"--calibration is for --precision int8 and --features uint8, not {precision}")
     if gpu and target != "tensorrt-rtx":
         raise click.UsageError("--gpu is for --target tensorrt-rtx: others need no choice")
     name = name or out.resolve().name.lower()

@@ -59,7 +59,8 @@ class ExportPlan:
 
     crop, guidance: how the network was trained to see images and clicks. checkpoint: where the weights come from.
     features: how they are stored between encoder and head; None for fp32 in fp32 bundles and fp16 in others.
-    calibration: for int8; without it the proof's photographs give the ranges, and every layer is int8.
+    calibration: for int8 and for uint8 features; without it the proof's photographs give the ranges, and every layer is
+        int8.
     accuracy: objects to measure the bundle and the torch network on, and a name for them.
     engines: TensorRT engines to build beside the ONNX graphs.
     """
