@@ -1,3 +1,4 @@
+import mmap
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from iog.arrays import Array
-from iog.backends import NAMES, Backend, Graph, open_backend
+from iog.backends import NAMES, Backend, Graph, open_backend, pages
 from iog.backends.base import open_graphs
 from iog.backends.fake import FakeBackend
 from iog.backends.ort import _int8_products_saturate
@@ -257,3 +258,38 @@ gc.collect()
 signal.raise_signal(signal.SIGUSR1)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("side", [4, 600])  # on the heap, in pages of their own
+def test_arrays_that_are_kept_lie_apart_and_hold_what_they_are_given(side: int, batch: int) -> None:
+    tensors = [
+        TensorInfo(name="level1", dtype="float16", shape=("batch", 5, side, side)),
+        TensorInfo(name="pooled", dtype="float32", shape=("batch", 3, 7)),
+        TensorInfo(name="level2", dtype="uint8", shape=("batch", 11, side, side)),
+    ]
+    arrays = pages.arrays(tensors, batch)
+    for value, (array, tensor) in enumerate(zip(arrays, tensors, strict=True)):
+        assert array.shape == (batch, *tensor.shape[1:])
+        assert array.dtype == tensor.dtype
+        assert array.flags.c_contiguous
+        array[...] = value
+    assert [np.unique(array).tolist() for array in arrays] == [[0], [1], [2]]
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_forgotten_features_go_back_to_the_system() -> None:
+    before, tensor = resident(), TensorInfo(name="skip", dtype="float32", shape=("batch", 16, 1024, 1024))
+    (array,) = pages.arrays([tensor], 1)
+    array[...] = 1
+    (part,) = array[:, 0]
+    del array
+    assert resident() - before > 60e6  # a view keeps them
+    assert part.max() == 1
+    del part
+    assert resident() - before < 30e6

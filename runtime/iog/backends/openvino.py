@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from iog.arrays import Array
+from iog.backends import pages
 from iog.backends.base import Graph
 from iog.backends.cache import cache_directory
 from iog.backends.ort import check, failure
-from iog.bundle import FEATURES, GraphInfo
+from iog.bundle import FEATURES, GraphInfo, TensorInfo
 from iog.errors import BackendError, BackendUnavailable
 
 NCHW_TO_NHWC, NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -98,6 +99,7 @@ class OpenVinoGraph:
         self._free: dict[int | None, list[Any]] = {}  # requests that no thread uses, by batch
         self._models: dict[int | None, Any] = {1: compile_for(1)}
         self._maps = {t.name for t in (*info.inputs, *info.outputs) if _is_map(t.name, t.shape)}
+        self._kept = [_in_memory(t) for t in info.outputs] if name == "encoder" else None
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """All outputs, in the declared order."""
@@ -110,8 +112,12 @@ class OpenVinoGraph:
             for name, value in inputs.items()
         }
         try:
-            found = request.infer(arrays, share_inputs=True)
+            found = request.infer(arrays, share_inputs=True, share_outputs=self._kept is not None)
             outputs = [found[t.name] for t in self.info.outputs]
+            if self._kept is not None:
+                outputs, shared = pages.arrays(self._kept, len(outputs[0])), outputs
+                for kept, value in zip(outputs, shared, strict=True):
+                    kept[...] = value
         except Exception as e:
             raise failure(self._name, e) from e
         with self._lock:
@@ -152,6 +158,11 @@ def _core() -> Any:
 
 def _is_map(name: str, shape: tuple[int | str, ...]) -> bool:
     return name in FEATURES and len(shape) == 4
+
+
+def _in_memory(t: TensorInfo) -> TensorInfo:
+    """Of an output, as it lies in memory."""
+    return t.model_copy(update={"shape": tuple(t.shape[i] for i in NCHW_TO_NHWC)}) if _is_map(t.name, t.shape) else t
 
 
 def _shape(port: Any) -> tuple[int | str, ...]:

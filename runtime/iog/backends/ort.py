@@ -8,7 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iog.arrays import Array
+from iog.backends import pages
 from iog.backends.base import Graph
 from iog.bundle import GraphInfo, TensorInfo
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
@@ -86,12 +89,13 @@ class OrtBackend:
 
 
 class OrtGraph:
-    """An ONNX Runtime session."""
+    """An ONNX Runtime session. An encoder's writes its outputs where they will be kept; others' are on the heap."""
 
     def __init__(self, name: str, session: Any, info: GraphInfo) -> None:
         self.info = info
         self._name = name
         self._session = session
+        self._kept = name == "encoder"
         self._outputs = [t.name for t in info.outputs]
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -100,9 +104,21 @@ class OrtGraph:
         if session is None:
             raise BackendError(f"graph {self._name!r} is closed; open the bundle again")
         try:
-            outputs: list[Array] = session.run(self._outputs, dict(inputs))
+            outputs: list[Array] = (
+                self._bound(session, inputs) if self._kept else session.run(self._outputs, dict(inputs))
+            )
         except Exception as e:
             raise failure(self._name, e) from e
+        return outputs
+
+    def _bound(self, session: Any, inputs: Mapping[str, Array]) -> list[Array]:
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        outputs = pages.arrays(self.info.outputs, len(next(iter(inputs.values()))))
+        for t, array in zip(self.info.outputs, outputs, strict=True):
+            binding.bind_output(t.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        session.run_with_iobinding(binding)
         return outputs
 
     def close(self) -> None:
