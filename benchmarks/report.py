@@ -64,7 +64,8 @@ def machine(environment: Mapping[str, Any]) -> str:
 def measured(record: Mapping[str, Any]) -> str:
     """When, and of what: sections may be of different runs."""
     bundle = record["settings"].get("bundle")
-    return f"Measured {record['environment']['date']}" + (f", bundle {bundle}." if bundle else ".")
+    date = record["environment"].get("date", "at an unknown time")
+    return f"Measured {date}" + (f", bundle {bundle}." if bundle else ".")
 
 
 def latency(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
@@ -118,7 +119,7 @@ def limits(results: Mapping[str, Any], network: str, folder: Path) -> Iterator[s
         if graph in results["graphs"] and row["name"] == competitor
     }
     floats = {name: graph for name, graph in results["graphs"].items() if not _is_int8(name)}
-    plots.roofline(folder / "roofline.png", floats, best, here)
+    plots.roofline(folder / "roofline.png", floats, {n: ms for n, ms in best.items() if n in floats}, here)
     yield f"### Against the hardware: {network}"
     yield (
         f"This machine was measured to reach {2e-9 * here['multiply_accumulates_per_second']:.0f} GFLOP/s in a matrix "

@@ -12,7 +12,7 @@ from iog.backends.base import open_graphs
 from iog.backends.fake import FakeBackend
 from iog.backends.ort import _int8_products_saturate
 from iog.bundle import FEATURES, Bundle, GraphInfo, TensorInfo
-from iog.errors import BackendError, BackendUnavailable
+from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 from iog.guidance import windows
 
 ENGINES = ("ort", "openvino")  # that run the bundle's own graphs on the CPU
@@ -275,6 +275,11 @@ def test_arrays_that_are_kept_lie_apart_and_hold_what_they_are_given(side: int, 
         assert array.flags.c_contiguous
         array[...] = value
     assert [np.unique(array).tolist() for array in arrays] == [[0], [1], [2]]
+
+
+def test_more_than_there_is_raises_out_of_memory() -> None:
+    with pytest.raises(OutOfMemory, match="no memory for features of 4,503,599,627,370,496 bytes"):
+        pages.arrays([TensorInfo(name="skip", dtype="uint8", shape=("batch", 1 << 52))], 1)
 
 
 def resident() -> int:

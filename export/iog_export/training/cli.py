@@ -147,7 +147,9 @@ def train(
     if resume and not (out / "last.pt").exists():
         raise click.BadParameter(f"{out}: there is no last.pt to go on from", param_hint="--out")
     if not resume and (held := [name for name in ("last.pt", "final.pt") if (out / name).exists()]):
-        problem = f"holds a training ({held[0]}): pass --resume to go on with it, or name another directory"
+        problem = "holds a training: pass --resume to go on with it, or name another directory"
+        if held == ["final.pt"]:
+            problem = "holds the end of a training: name another directory, or go on from it in another one with --init"
         raise click.BadParameter(f"{out} {problem}", param_hint="--out")
     initial = Initial.read(init) if init is not None else None
     spec = _spec(initial, backbone, width)

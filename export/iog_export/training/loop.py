@@ -214,6 +214,9 @@ class Trainer:
             )
         if finite:
             self._average()
+        else:  # what the forward pass has left in the batch norms may not be finite either
+            for mine, kept in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
+                mine.copy_(kept)
         return float(torch.stack(firsts).mean())
 
     def validate(self, targets: Iterable[Target]) -> dict[str, Figures]:

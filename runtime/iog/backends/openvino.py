@@ -15,7 +15,7 @@ from iog.backends.base import Graph
 from iog.backends.cache import cache_directory
 from iog.backends.ort import check, failure
 from iog.bundle import FEATURES, GraphInfo, TensorInfo
-from iog.errors import BackendError, BackendUnavailable
+from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 
 NCHW_TO_NHWC, NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -118,6 +118,8 @@ class OpenVinoGraph:
                 outputs, shared = pages.arrays(self._kept, len(outputs[0])), outputs
                 for kept, value in zip(outputs, shared, strict=True):
                     kept[...] = value
+        except OutOfMemory:
+            raise
         except Exception as e:
             raise failure(self._name, e) from e
         with self._lock:

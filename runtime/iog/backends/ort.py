@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -71,8 +72,7 @@ class OrtBackend:
         options.log_severity_level = 3
         # graphs take turns on the cores: one that spins after its run slows the next one down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self._provider == PROVIDERS["cpu"]:
-            _share_arena()
+        if self._provider == PROVIDERS["cpu"]:  # see share_arena; without it every session has its own
             options.add_session_config_entry("session.use_env_allocators", "1")
         if _int8_products_saturate():  # then weights become uint8, which are exact, and three times as slow
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -107,6 +107,8 @@ class OrtGraph:
             outputs: list[Array] = (
                 self._bound(session, inputs) if self._kept else session.run(self._outputs, dict(inputs))
             )
+        except OutOfMemory:
+            raise
         except Exception as e:
             raise failure(self._name, e) from e
         return outputs
@@ -126,17 +128,18 @@ class OrtGraph:
         self._session = None
 
 
-@cache
-def _share_arena() -> None:
-    """One arena for the values inside of all graphs, which take turns, and no larger than they need.
+def share_arena() -> None:
+    """One arena for the values inside of all sessions of this process that are opened from now on.
 
-    By default each session has its own, which doubles when it is too small: a fifth more memory for a server.
+    It is no larger than they need, and is never given back. By default each session has its own, which doubles when it
+    is too small: a fifth more memory for a server, whose graphs take turns.
     """
     import onnxruntime as ort
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     same_as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
-    ort.create_and_register_allocator(memory, same_as_requested)
+    with contextlib.suppress(RuntimeError):  # one is registered already: any is as good
+        ort.create_and_register_allocator(memory, same_as_requested)
 
 
 @cache

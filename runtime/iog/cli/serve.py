@@ -96,7 +96,7 @@ def serve(
         raise click.UsageError("--tls-certificate and --tls-key go together; give both or none", ctx)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    _share_heap()
+    _share_memory(backend)
     from iog.backends import open_backend
     from iog.bundle import Bundle
     from iog.image import ImageLimits
@@ -157,7 +157,11 @@ def serve(
         serve_until_stopped(list(named.values()), config)
 
 
-def _share_heap() -> None:
-    """Let all threads use one heap of glibc's: what one has freed, features of megabytes, is there for the others."""
+def _share_memory(backend: str) -> None:
+    """Let all graphs use one arena and all threads one heap of glibc's: what one has freed is there for the others."""
+    if backend == "ort":
+        from iog.backends.ort import share_arena
+
+        share_arena()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(1))

@@ -66,13 +66,13 @@ def test_wrong_options_are_refused_with_a_reason(folder, tmp_path, options, expe
     assert expected in " ".join(result.output.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("held", ["last.pt", "final.pt"])
-def test_a_started_or_finished_run_is_not_overwritten(folder, tmp_path, held):
+@pytest.mark.parametrize(("held", "advice"), [("last.pt", "--resume"), ("final.pt", "--init")])
+def test_a_started_or_finished_run_is_not_overwritten(folder, tmp_path, held, advice):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / held).write_bytes(b"")
     result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), "--minutes", "1"])
     assert result.exit_code == 2
-    assert "--resume" in result.output
+    assert advice in result.output
 
 
 def started(arguments: list[str]) -> subprocess.Popen[str]:

@@ -167,13 +167,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_many_end_the_training
     batch, weight = batches(shapes_data, geometry, 2, 1), trainer.network.backbone.conv1.weight
     trainer.step(batch)
     before, average = weight.clone(), trainer.averaged.backbone.conv1.weight.clone()
-    broken = weight.register_hook(lambda gradient: gradient * float("nan"))
+    broken = trainer.network.backbone.conv1.register_forward_hook(lambda module, inputs, output: output * float("nan"))
     trainer.step(batch)
     assert torch.equal(weight, before)
     assert torch.equal(trainer.averaged.backbone.conv1.weight, average)
     broken.remove()
     trainer.step(batch)
     assert not torch.equal(weight, before)
+    assert all(bool(value.isfinite().all()) for value in trainer.averaged.state_dict().values())
     weight.register_hook(lambda gradient: gradient * float("nan"))
     for _ in range(19):
         trainer.step(batch)

@@ -21,6 +21,17 @@ class FullSession:
         self._session, self._backend = session, backend
 
     def run(self, *arguments: object) -> object:
+        self._allocate()
+        return self._session.run(*arguments)  # type: ignore[attr-defined]
+
+    def io_binding(self) -> object:
+        return self._session.io_binding()  # type: ignore[attr-defined]
+
+    def run_with_iobinding(self, binding: object) -> None:
+        self._allocate()
+        self._session.run_with_iobinding(binding)  # type: ignore[attr-defined]
+
+    def _allocate(self) -> None:
         if self._backend.failures:
             self._backend.failures -= 1
             raise RuntimeError(
@@ -28,7 +39,6 @@ class FullSession:
                 "bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(...) "
                 "Failed to allocate memory for requested buffer of size 37748736"
             )
-        return self._session.run(*arguments)  # type: ignore[attr-defined]
 
 
 class FullBackend(OrtBackend):
