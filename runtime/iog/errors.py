@@ -13,7 +13,6 @@ IogError
 ├── BackendError            the inference engine failed
 │   ├── BackendUnavailable  it is not installed, or has no such device
 │   └── OutOfMemory
-│       └── FeaturesFull    no place for another object's features
 ├── DeadlineExceeded        the caller has stopped waiting
 ├── Overloaded              .retry_after_s
 ├── Unavailable             the server cannot be reached
@@ -95,10 +94,6 @@ class BackendUnavailable(BackendError):
 
 class OutOfMemory(BackendError):
     """The inference engine ran out of memory; the request changed nothing and may be repeated."""
-
-
-class FeaturesFull(OutOfMemory):
-    """No place is left where the engine keeps features; there is one once another object is forgotten."""
 
 
 class DeadlineExceeded(IogError):

@@ -14,14 +14,14 @@ import numpy as np
 
 from iog.arrays import Array, FloatArray, PointArray
 from iog.backends import FEATURES_BUDGET, open_backend
-from iog.backends.base import Backend, Graph, open_graphs, stack
+from iog.backends.base import Backend, FeaturesFull, Graph, open_graphs, stack
 from iog.backends.surgery import pad
 from iog.batcher import Batcher
 from iog.bundle import Bundle
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.deadline import Deadline
-from iog.errors import FeaturesFull, OutOfMemory
+from iog.errors import OutOfMemory
 from iog.features import LRU, ClickState, FeatureKey, Features
 from iog.guidance import windows
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes

@@ -9,6 +9,11 @@ import numpy as np
 
 from iog.arrays import Array
 from iog.bundle import Bundle, GraphInfo
+from iog.errors import OutOfMemory
+
+
+class FeaturesFull(OutOfMemory):
+    """No place is left where an engine keeps features; there is one once another object is forgotten."""
 
 
 class Graph(Protocol):

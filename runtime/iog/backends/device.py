@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from iog.arrays import Array
-from iog.backends.base import Graph
+from iog.backends.base import FeaturesFull, Graph
 from iog.backends.surgery import SLOTS, draw_inside, power_of_two, take_from_slots
 from iog.bundle import Bundle, GraphInfo, TensorInfo
-from iog.errors import BackendError, FeaturesFull
+from iog.errors import BackendError
 from iog.prompt import MAX_CLICKS
 
 MOST = 64  # members of a batch; larger ones run in pieces
