@@ -67,11 +67,9 @@ class Image:
                         f"image of {picture.width}x{picture.height} pixels; at most {limits.max_pixels:,} are accepted"
                     )
                 picture.load()
-                picture.getexif()  # from here on it is known, without the bytes
-                for key in (
-                    "exif",
-                    "Raw profile type exif",
-                ):  # exif_transpose would write these anew, and odd tags fail
+                picture.getexif()  # from here on it is known without its bytes
+                # NB: exif_transpose writes these anew where it finds them, which fails for tags of odd types.
+                for key in ("exif", "Raw profile type exif"):
                     picture.info.pop(key, None)
                 PIL.ImageOps.exif_transpose(picture, in_place=True)
                 pixels = _rgb(picture)
