@@ -50,6 +50,7 @@ class MaskEncoding(enum.Enum):
     PNG = "png"  # 8-bit gray, 0 or 255, of the bounds
     COCO_RLE = "coco_rle"  # compressed counts of the full frame, column by column, as pycocotools reads them
     POLYGONS = "polygons"  # rings, exact: filled again they give the same mask
+    SCORE_MAP = "score_map"  # not at all: the logits travel, and who receives them makes the mask
 
 
 def threshold(scores: FloatArray, limit: float, x0: int, y0: int) -> tuple[BoolArray, Bounds]:

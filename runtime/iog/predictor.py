@@ -26,9 +26,8 @@ from iog.features import LRU, ClickState, FeatureKey, Features
 from iog.guidance import windows
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
 from iog.lane import Lane, Priority
-from iog.mask import threshold
 from iog.prompt import Prompt
-from iog.segmentation import CacheStatus, Segmentation
+from iog.segmentation import CacheStatus, Prediction, Segmentation
 
 IMAGES_BUDGET = 512 << 20
 _LOADS = itertools.count()  # of bundles onto devices
@@ -109,6 +108,10 @@ class Predictor:
         timeout: seconds, or a deadline, after which no further stage is started.
         Raises InvalidImage, InvalidPrompt, DeadlineExceeded, BackendError; a request that fails changes nothing.
         """
+        return self.predict(image, prompt, timeout=timeout).segmentation(scores=scores)
+
+    def predict(self, image: ImageSource, prompt: Prompt, *, timeout: float | Deadline | None = None) -> Prediction:
+        """What the mask of the prompted object is made from; see `segment`, which makes it."""
         deadline = timeout if isinstance(timeout, Deadline) else Deadline.after(timeout)
         watch = _Stopwatch()
         picture, held = self._image(image, deadline)
@@ -121,12 +124,8 @@ class Predictor:
             logits, cache = self._split(picture, crop, clicks, deadline, watch, held)  # (4g, 4g)
         else:
             logits, cache = self._single(picture, crop, clicks, deadline, watch, held)
-        x0, y0, _, _ = crop.visible(picture.size)
-        region, bounds = threshold(crop.scores(logits, picture.size), self.bundle.manifest.threshold, x0, y0)
-        watch.lap("mask")
-        return Segmentation(
-            region=region,
-            bounds=bounds,
+        return Prediction(
+            logits=logits,
             image_size=picture.size,
             crop=crop,
             threshold=self.bundle.manifest.threshold,
@@ -135,7 +134,6 @@ class Predictor:
             image_digest=picture.digest,
             cache=cache,
             timings=watch.laps,
-            logits=logits if scores else None,
         )
 
     def close(self) -> None:

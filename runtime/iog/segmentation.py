@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ import numpy as np
 
 from iog.arrays import BoolArray, FloatArray
 from iog.crop import Crop
-from iog.mask import Bounds, full_frame
+from iog.mask import Bounds, full_frame, threshold
 from iog.prompt import Size
 
 
@@ -28,6 +29,43 @@ class CacheStatus:
     image: bool
     features: Literal["hit", "miss", "joined", "none"]
     windows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network says of an object, and how it came about: all but the mask.
+
+    logits: (g, g) float32, the network's output over the crop. The other fields are those of Segmentation.
+    """
+
+    logits: FloatArray
+    image_size: Size
+    crop: Crop
+    threshold: float
+    model: str
+    bundle_digest: str
+    image_digest: str
+    cache: CacheStatus
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    def segmentation(self, *, scores: bool = False) -> Segmentation:
+        """The mask, whose making is one more stage. scores: keep the logits, for `.scores`."""
+        start = time.perf_counter()
+        x0, y0, _, _ = self.crop.visible(self.image_size)
+        region, bounds = threshold(self.crop.scores(self.logits, self.image_size), self.threshold, x0, y0)
+        return Segmentation(
+            region=region,
+            bounds=bounds,
+            image_size=self.image_size,
+            crop=self.crop,
+            threshold=self.threshold,
+            model=self.model,
+            bundle_digest=self.bundle_digest,
+            image_digest=self.image_digest,
+            cache=self.cache,
+            timings={**self.timings, "mask": time.perf_counter() - start},
+            logits=self.logits if scores else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)

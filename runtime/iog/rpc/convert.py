@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Literal, TypedDict, TypeVar
 
 import numpy as np
 
 from iog import mask
-from iog.arrays import BoolArray
+from iog.arrays import BoolArray, FloatArray
 from iog.bundle import Bundle
 from iog.crop import Crop
 from iog.errors import InvalidPrompt, UnsupportedPrompt
 from iog.mask import Bounds, MaskEncoding, Ring
 from iog.prompt import MAX_CLICKS, Box, Click, Point, Prompt, Size
 from iog.rpc.catalog import Limits, Model
-from iog.segmentation import CacheStatus, Segmentation
+from iog.segmentation import CacheStatus, Prediction, Segmentation
 from iog.v1 import segmentation_pb2 as pb
 
 T = TypeVar("T")
@@ -24,6 +24,7 @@ _ENCODINGS = {
     MaskEncoding.PNG: pb.MASK_ENCODING_PNG,
     MaskEncoding.COCO_RLE: pb.MASK_ENCODING_COCO_RLE,
     MaskEncoding.POLYGONS: pb.MASK_ENCODING_POLYGONS,
+    MaskEncoding.SCORE_MAP: pb.MASK_ENCODING_SCORE_MAP,
 }
 _FROM_ENCODING = {pb.MASK_ENCODING_UNSPECIFIED: MaskEncoding.PNG, **{wire: own for own, wire in _ENCODINGS.items()}}
 
@@ -55,7 +56,7 @@ def request_of(
     *,
     model: str | None = None,
     scores: bool = False,
-    encoding: MaskEncoding = MaskEncoding.PNG,
+    encoding: MaskEncoding = MaskEncoding.SCORE_MAP,
 ) -> pb.SegmentRequest:
     """The request for a mask of an uploaded image."""
     box, inside = prompt.box, prompt.inside
@@ -101,20 +102,18 @@ def encoding_from(request: pb.SegmentRequest) -> MaskEncoding:
     """How the mask is wanted. Raises InvalidPrompt for a value that is none of the enum's."""
     encoding = _FROM_ENCODING.get(request.mask_encoding)
     if encoding is None:
-        raise InvalidPrompt("mask_encoding", f"{request.mask_encoding} is not known; expected 1, 2 or 3")
+        raise InvalidPrompt("mask_encoding", f"{request.mask_encoding} is not known; expected 1, 2, 3 or 4")
     return encoding
 
 
-def response_of(result: Segmentation, encoding: MaskEncoding) -> pb.SegmentResponse:
-    """The answer to a request."""
+def response_without_mask(result: Prediction | Segmentation) -> pb.SegmentResponse:
+    """The answer to a request whose client makes the mask."""
     crop = result.crop
     response = pb.SegmentResponse(
         model=result.model,
         bundle_digest=result.bundle_digest,
         image_digest=result.image_digest,
         image_size=size_of(result.image_size),
-        bounds=pb.Bounds(**result.bounds._asdict()),
-        area=result.area,
         crop=pb.Crop(x0=crop.x0, y0=crop.y0, x1=crop.x1, y1=crop.y1, frame_size=crop.size),
         threshold=result.threshold,
         cache=pb.CacheStatus(
@@ -124,48 +123,59 @@ def response_of(result: Segmentation, encoding: MaskEncoding) -> pb.SegmentRespo
         ),
         timings=[pb.StageTiming(name=name, seconds=seconds) for name, seconds in result.timings.items()],
     )
+    if result.logits is not None:
+        logits = result.logits.astype("<f4", copy=False).tobytes()
+        response.score_map.CopyFrom(pb.ScoreMap(grid_size=len(result.logits), logits=logits))
+    return response
+
+
+def response_of(result: Segmentation, encoding: MaskEncoding) -> pb.SegmentResponse:
+    """The answer to a request, with its mask."""
+    response = response_without_mask(result)
+    response.bounds.CopyFrom(pb.Bounds(**result.bounds._asdict()))
+    response.area = result.area
     if encoding is MaskEncoding.PNG:
         response.png = mask.to_png(result.region)
     elif encoding is MaskEncoding.COCO_RLE:
         counts = mask.to_rle(result.region, result.bounds, result.image_size)
         response.coco_rle.CopyFrom(pb.CocoRle(counts=counts.decode("ascii"), size=size_of(result.image_size)))
-    else:
+    elif encoding is MaskEncoding.POLYGONS:
         rings = mask.to_rings(result.region, result.bounds)
         response.polygons.CopyFrom(
             pb.Polygons(rings=[pb.Ring(coordinates=ring.points.ravel().tolist(), hole=ring.hole) for ring in rings])
         )
-    if result.logits is not None:
-        logits = result.logits.astype("<f4").tobytes()
-        response.score_map.CopyFrom(pb.ScoreMap(grid_size=len(result.logits), logits=logits))
+    else:
+        raise ValueError(f"a response with a mask as {encoding.name}; see response_without_mask")
     return response
 
 
-def segmentation_from(response: pb.SegmentResponse) -> Segmentation:
-    """What the server's Predictor returned."""
+def segmentation_from(response: pb.SegmentResponse, *, scores: bool = False) -> Segmentation:
+    """What the server's Predictor returned; the mask is made here if it has not travelled.
+
+    scores: keep the logits, for `.scores`, if they came.
+    """
+    crop, size = response.crop, size_from(response.image_size)
+    common: _Common = {
+        "image_size": size,
+        "crop": Crop(crop.x0, crop.y0, crop.x1, crop.y1, crop.frame_size),
+        "threshold": response.threshold,
+        "model": response.model,
+        "bundle_digest": response.bundle_digest,
+        "image_digest": response.image_digest,
+        "cache": cache_from(response.cache),
+        "timings": {timing.name: timing.seconds for timing in response.timings},
+    }
+    logits = _logits(response)
+    if logits is not None and response.WhichOneof("mask") is None:
+        return Prediction(logits=logits, **common).segmentation(scores=scores)
     bounds = Bounds(response.bounds.x0, response.bounds.y0, response.bounds.x1, response.bounds.y1)
-    size = size_from(response.image_size)
-    crop = response.crop
-    logits = None
-    if response.HasField("score_map"):
-        grid = response.score_map.grid_size
-        logits = np.frombuffer(response.score_map.logits, "<f4").astype(np.float32).reshape(grid, grid)
-    return Segmentation(
-        region=_region(response, bounds, size),
-        bounds=bounds,
-        image_size=size,
-        crop=Crop(crop.x0, crop.y0, crop.x1, crop.y1, crop.frame_size),
-        threshold=response.threshold,
-        model=response.model,
-        bundle_digest=response.bundle_digest,
-        image_digest=response.image_digest,
-        cache=CacheStatus(
-            response.cache.image_hit,
-            _FROM_FEATURES.get(response.cache.features, "none"),
-            response.cache.click_windows,
-        ),
-        timings={timing.name: timing.seconds for timing in response.timings},
-        logits=logits,
-    )
+    region = _region(response, bounds, size)
+    return Segmentation(region=region, bounds=bounds, **common, logits=logits if scores else None)
+
+
+def cache_from(cache: pb.CacheStatus) -> CacheStatus:
+    """What was remembered. What a newer server calls its features is none of ours."""
+    return CacheStatus(cache.image_hit, _FROM_FEATURES.get(cache.features, "none"), cache.click_windows)
 
 
 def size_of(size: Size) -> pb.ImageSize:
@@ -217,6 +227,26 @@ def limits_of(limits: Limits) -> pb.Limits:
 def limits_from(limits: pb.Limits) -> Limits:
     """What a server refuses."""
     return Limits(limits.max_image_bytes, limits.max_image_pixels, limits.max_clicks)
+
+
+class _Common(TypedDict):
+    """What predictions and segmentations have in common."""
+
+    image_size: Size
+    crop: Crop
+    threshold: float
+    model: str
+    bundle_digest: str
+    image_digest: str
+    cache: CacheStatus
+    timings: Mapping[str, float]
+
+
+def _logits(response: pb.SegmentResponse) -> FloatArray | None:
+    if not response.HasField("score_map"):
+        return None
+    grid = response.score_map.grid_size
+    return np.frombuffer(response.score_map.logits, "<f4").astype(np.float32).reshape(grid, grid)
 
 
 def _region(response: pb.SegmentResponse, bounds: Bounds, size: Size) -> BoolArray:

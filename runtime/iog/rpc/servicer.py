@@ -24,6 +24,7 @@ from iog.errors import (
     UnknownModel,
 )
 from iog.image import Image, ImageLimits
+from iog.mask import MaskEncoding
 from iog.predictor import ImageCache, Predictor
 from iog.prompt import MAX_CLICKS
 from iog.rpc import convert
@@ -100,8 +101,10 @@ class SegmentationServicer(SegmentationServiceServicer):
             prompt = convert.prompt_from(request, predictor.bundle.manifest.name)
             encoding = convert.encoding_from(request)
             image = self._image(request)
-            result = predictor.segment(image, prompt, scores=request.want_score_map, timeout=deadline)
-            return convert.response_of(result, encoding)
+            prediction = predictor.predict(image, prompt, timeout=deadline)
+            if encoding is MaskEncoding.SCORE_MAP:
+                return convert.response_without_mask(prediction)
+            return convert.response_of(prediction.segmentation(scores=request.want_score_map), encoding)
 
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:  # noqa: N802
         """See the proto."""

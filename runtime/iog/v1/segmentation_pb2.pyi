@@ -18,6 +18,7 @@ class MaskEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MASK_ENCODING_PNG: _ClassVar[MaskEncoding]
     MASK_ENCODING_COCO_RLE: _ClassVar[MaskEncoding]
     MASK_ENCODING_POLYGONS: _ClassVar[MaskEncoding]
+    MASK_ENCODING_SCORE_MAP: _ClassVar[MaskEncoding]
 
 class FeatureStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -46,6 +47,7 @@ MASK_ENCODING_UNSPECIFIED: MaskEncoding
 MASK_ENCODING_PNG: MaskEncoding
 MASK_ENCODING_COCO_RLE: MaskEncoding
 MASK_ENCODING_POLYGONS: MaskEncoding
+MASK_ENCODING_SCORE_MAP: MaskEncoding
 FEATURE_STATUS_UNSPECIFIED: FeatureStatus
 FEATURE_STATUS_HIT: FeatureStatus
 FEATURE_STATUS_MISS: FeatureStatus

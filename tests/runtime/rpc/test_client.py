@@ -103,6 +103,17 @@ def test_an_image_is_uploaded_once(client: Client, uploads: list[str], file: byt
     assert result.cache.features == "hit"
 
 
+def test_images_are_told_apart_when_their_memory_is_used_again(
+    server: Server, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iog.client._DIGESTED_BYTES", 1)  # all but the last are forgotten
+    with Client(server.address) as client:
+        for number in range(6):
+            data = make_file(80, 120, "BMP") + bytes([number])  # of one length
+            for _ in range(2):
+                assert client.segment(data, PROMPT).image_digest == digest_of(data)
+
+
 def test_an_array_is_encoded_and_uploaded_once(client: Client, uploads: list[str], file: bytes) -> None:
     pixels = Image.decode(file).pixels
     results = [client.segment(pixels.copy(), PROMPT) for _ in range(3)]

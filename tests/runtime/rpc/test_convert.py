@@ -11,10 +11,11 @@ from iog.mask import Bounds, MaskEncoding
 from iog.prompt import COORDINATE_LIMIT, MAX_CLICKS, Box, Click, Point, Prompt, Size
 from iog.rpc import convert
 from iog.rpc.catalog import Limits
-from iog.segmentation import CacheStatus, Segmentation
+from iog.segmentation import CacheStatus, Prediction, Segmentation
 from iog.v1 import segmentation_pb2 as pb
 
 coordinates = st.floats(-COORDINATE_LIMIT, COORDINATE_LIMIT)
+WITH_A_MASK = [encoding for encoding in MaskEncoding if encoding is not MaskEncoding.SCORE_MAP]
 points = st.builds(Point, coordinates, coordinates)
 
 
@@ -50,6 +51,27 @@ def segmentations(draw: st.DrawFn) -> Segmentation:
     )
 
 
+@st.composite
+def predictions(draw: st.DrawFn) -> Prediction:
+    """Of a crop that overlaps its image."""
+    size = Size(draw(st.integers(1, 40)), draw(st.integers(1, 40)))
+    x0, y0 = draw(st.integers(-20, size.width - 1)), draw(st.integers(-20, size.height - 1))
+    x1, y1 = draw(st.integers(max(x0, 0), 60)), draw(st.integers(max(y0, 0), 60))
+    grid = draw(st.integers(2, 8))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return Prediction(
+        logits=rng.normal(draw(st.sampled_from([-5, 0, 5])), 2, (grid, grid)).astype(np.float32),
+        image_size=size,
+        crop=Crop(x0, y0, x1, y1, 4 * grid),
+        threshold=draw(st.floats(0.01, 0.99)),
+        model="m",
+        bundle_digest="b" * 64,
+        image_digest="1" * 64,
+        cache=CacheStatus(True, "hit", 1),
+        timings={"head": 0.004},
+    )
+
+
 def over_the_wire(message: pb.SegmentRequest) -> pb.SegmentRequest:
     return type(message).FromString(message.SerializeToString())
 
@@ -60,11 +82,11 @@ def test_a_prompt_arrives_unchanged(prompt: Prompt) -> None:
     assert convert.prompt_from(request, "m") == prompt
 
 
-@given(segmentations(), st.sampled_from(MaskEncoding))
+@given(segmentations(), st.sampled_from(WITH_A_MASK))
 def test_a_segmentation_arrives_unchanged_in_every_encoding(result: Segmentation, encoding: MaskEncoding) -> None:
     response = convert.response_of(result, encoding)
-    assert response.WhichOneof("mask") == {"png": "png", "coco_rle": "coco_rle", "polygons": "polygons"}[encoding.value]
-    received = convert.segmentation_from(over_the_wire(response))
+    assert response.WhichOneof("mask") == encoding.value
+    received = convert.segmentation_from(over_the_wire(response), scores=True)
     for name in vars(result).keys() - {"region", "logits", "mask", "scores"}:
         assert getattr(received, name) == getattr(result, name), name
     np.testing.assert_array_equal(received.mask, result.mask)
@@ -78,7 +100,29 @@ def test_a_segmentation_arrives_unchanged_in_every_encoding(result: Segmentation
         assert received.logits.dtype == np.float32
 
 
-@pytest.mark.parametrize("encoding", MaskEncoding)
+@given(predictions(), st.booleans())
+def test_a_mask_made_by_the_client_is_the_one_that_the_server_would_make(prediction: Prediction, scores: bool) -> None:
+    response = over_the_wire(convert.response_without_mask(prediction))
+    assert response.WhichOneof("mask") is None
+    assert not response.HasField("bounds")
+    received, made = convert.segmentation_from(response, scores=scores), prediction.segmentation(scores=scores)
+    np.testing.assert_array_equal(received.mask, made.mask)
+    assert received.bounds == made.bounds
+    assert list(received.timings) == [*prediction.timings, "mask"]
+    assert (received.logits is None) == (not scores)
+    for name in vars(prediction).keys() - {"logits", "timings"}:
+        assert getattr(received, name) == getattr(prediction, name), name
+
+
+def test_a_prediction_has_no_mask_to_encode() -> None:
+    prediction = Prediction(
+        np.ones((8, 8), np.float32), Size(20, 20), Crop(0, 0, 19, 19, 32), 0.5, "m", "", "", CacheStatus(True, "hit", 1)
+    )
+    with pytest.raises(ValueError, match="response_without_mask"):
+        convert.response_of(prediction.segmentation(), MaskEncoding.SCORE_MAP)
+
+
+@pytest.mark.parametrize("encoding", WITH_A_MASK)
 def test_an_empty_mask_keeps_its_encoding(encoding: MaskEncoding) -> None:
     result = Segmentation(
         region=np.zeros((0, 0), np.bool_),
