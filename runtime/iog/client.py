@@ -33,9 +33,8 @@ CHUNK_BYTES = 256 * 1024
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 2.0
 _REMEMBERED_NAMES = 1024
-_DIGESTED_BYTES = (
-    64 << 20
-)  # of images that are kept with their digests: a megabyte takes longer to hash than to click on
+# Of images held with their digests: to hash one takes a millisecond for each megabyte.
+_DIGESTED_BYTES = 64 << 20
 _UPLOADS = 3  # in one call: a server may be restarted, or evict the image, between its upload and its use
 _FILES = ImageLimits(max_bytes=256 << 20)  # what is too large is for the server to say; but devices have no end
 
@@ -93,8 +92,8 @@ class Client:
 
         image: encoded bytes, a path, an (H, W, 3) uint8 RGB array, or an Image; uploaded only if the server does not
         hold it, arrays and Images as PNG. model: a name from `models`; None for the server's default.
-        encoding: how the mask travels; the result is the same. By default this client makes it, which is the fastest on
-        a network of one's own, and spares the server; over a slow line take POLYGONS, the smallest.
+        encoding: how the mask travels. By default this client makes it from the network's output, which is the fastest
+        on a network of one's own, and spares the server; over a slow line take POLYGONS, the smallest.
         Raises what Predictor.segment raises, and UnknownModel, Overloaded, Unavailable.
         """
         deadline = self._deadline(timeout)

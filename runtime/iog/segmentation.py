@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,14 +31,16 @@ class CacheStatus:
     windows: int
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the network says of an object, and how it came about: all but the mask.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answer:
+    """What predictions and segmentations have in common: how they came about.
 
-    logits: (g, g) float32, the network's output over the crop. The other fields are those of Segmentation.
+    image_size: of the image, upright.
+    crop: the part of the image that the network saw.
+    threshold: pixels with scores above it belong to the mask.
+    timings: seconds by stage, in the order they ran.
     """
 
-    logits: FloatArray
     image_size: Size
     crop: Crop
     threshold: float
@@ -47,50 +49,43 @@ class Prediction:
     image_digest: str
     cache: CacheStatus
     timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """These fields alone, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(Answer)}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction(Answer):
+    """What the network says of an object: all that its mask is made from.
+
+    logits: (g, g) float32, over the crop.
+    """
+
+    logits: FloatArray
 
     def segmentation(self, *, scores: bool = False) -> Segmentation:
         """The mask, whose making is one more stage. scores: keep the logits, for `.scores`."""
         start = time.perf_counter()
         x0, y0, _, _ = self.crop.visible(self.image_size)
         region, bounds = threshold(self.crop.scores(self.logits, self.image_size), self.threshold, x0, y0)
-        return Segmentation(
-            region=region,
-            bounds=bounds,
-            image_size=self.image_size,
-            crop=self.crop,
-            threshold=self.threshold,
-            model=self.model,
-            bundle_digest=self.bundle_digest,
-            image_digest=self.image_digest,
-            cache=self.cache,
-            timings={**self.timings, "mask": time.perf_counter() - start},
-            logits=self.logits if scores else None,
-        )
+        timings = {**self.timings, "mask": time.perf_counter() - start}
+        logits = self.logits if scores else None
+        return Segmentation(**{**self.common, "timings": timings}, region=region, bounds=bounds, logits=logits)
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Segmentation(Answer):
     """A mask and how it came about.
 
     region: (h, w) bool, the mask within `bounds`; (0, 0) if empty.
     bounds: of the mask, tight.
-    image_size: of the image, upright.
-    crop: the part of the image that the network saw.
-    threshold: pixels with scores above it belong to the mask.
     logits: (g, g) float32, the network's output over the crop, on request.
-    timings: seconds by stage, in the order they ran.
     """
 
     region: BoolArray
     bounds: Bounds
-    image_size: Size
-    crop: Crop
-    threshold: float
-    model: str
-    bundle_digest: str
-    image_digest: str
-    cache: CacheStatus
-    timings: Mapping[str, float] = field(default_factory=dict)
     logits: FloatArray | None = None
 
     @cached_property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, TypedDict, TypeVar
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from iog.errors import InvalidPrompt, UnsupportedPrompt
 from iog.mask import Bounds, MaskEncoding, Ring
 from iog.prompt import MAX_CLICKS, Box, Click, Point, Prompt, Size
 from iog.rpc.catalog import Limits, Model
-from iog.segmentation import CacheStatus, Prediction, Segmentation
+from iog.segmentation import Answer, CacheStatus, Prediction, Segmentation
 from iog.v1 import segmentation_pb2 as pb
 
 T = TypeVar("T")
@@ -155,22 +155,22 @@ def segmentation_from(response: pb.SegmentResponse, *, scores: bool = False) -> 
     scores: keep the logits, for `.scores`, if they came.
     """
     crop, size = response.crop, size_from(response.image_size)
-    common: _Common = {
-        "image_size": size,
-        "crop": Crop(crop.x0, crop.y0, crop.x1, crop.y1, crop.frame_size),
-        "threshold": response.threshold,
-        "model": response.model,
-        "bundle_digest": response.bundle_digest,
-        "image_digest": response.image_digest,
-        "cache": cache_from(response.cache),
-        "timings": {timing.name: timing.seconds for timing in response.timings},
-    }
+    answer = Answer(
+        image_size=size,
+        crop=Crop(crop.x0, crop.y0, crop.x1, crop.y1, crop.frame_size),
+        threshold=response.threshold,
+        model=response.model,
+        bundle_digest=response.bundle_digest,
+        image_digest=response.image_digest,
+        cache=cache_from(response.cache),
+        timings={timing.name: timing.seconds for timing in response.timings},
+    )
     logits = _logits(response)
     if logits is not None and response.WhichOneof("mask") is None:
-        return Prediction(logits=logits, **common).segmentation(scores=scores)
+        return Prediction(**answer.common, logits=logits).segmentation(scores=scores)
     bounds = Bounds(response.bounds.x0, response.bounds.y0, response.bounds.x1, response.bounds.y1)
     region = _region(response, bounds, size)
-    return Segmentation(region=region, bounds=bounds, **common, logits=logits if scores else None)
+    return Segmentation(**answer.common, region=region, bounds=bounds, logits=logits if scores else None)
 
 
 def cache_from(cache: pb.CacheStatus) -> CacheStatus:
@@ -227,19 +227,6 @@ def limits_of(limits: Limits) -> pb.Limits:
 def limits_from(limits: pb.Limits) -> Limits:
     """What a server refuses."""
     return Limits(limits.max_image_bytes, limits.max_image_pixels, limits.max_clicks)
-
-
-class _Common(TypedDict):
-    """What predictions and segmentations have in common."""
-
-    image_size: Size
-    crop: Crop
-    threshold: float
-    model: str
-    bundle_digest: str
-    image_digest: str
-    cache: CacheStatus
-    timings: Mapping[str, float]
 
 
 def _logits(response: pb.SegmentResponse) -> FloatArray | None:

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,15 @@ from iog.v1 import segmentation_pb2 as pb
 
 coordinates = st.floats(-COORDINATE_LIMIT, COORDINATE_LIMIT)
 WITH_A_MASK = [encoding for encoding in MaskEncoding if encoding is not MaskEncoding.SCORE_MAP]
+MADE: dict[str, Any] = {
+    "image_size": Size(40, 40),
+    "crop": Crop(0, 0, 39, 39, 32),
+    "threshold": 0.5,
+    "model": "m",
+    "bundle_digest": "",
+    "image_digest": "",
+    "cache": CacheStatus(True, "hit", 1),
+}
 points = st.builds(Point, coordinates, coordinates)
 
 
@@ -115,26 +125,14 @@ def test_a_mask_made_by_the_client_is_the_one_that_the_server_would_make(predict
 
 
 def test_a_prediction_has_no_mask_to_encode() -> None:
-    prediction = Prediction(
-        np.ones((8, 8), np.float32), Size(20, 20), Crop(0, 0, 19, 19, 32), 0.5, "m", "", "", CacheStatus(True, "hit", 1)
-    )
+    prediction = Prediction(logits=np.ones((8, 8), np.float32), **MADE)
     with pytest.raises(ValueError, match="response_without_mask"):
         convert.response_of(prediction.segmentation(), MaskEncoding.SCORE_MAP)
 
 
 @pytest.mark.parametrize("encoding", WITH_A_MASK)
 def test_an_empty_mask_keeps_its_encoding(encoding: MaskEncoding) -> None:
-    result = Segmentation(
-        region=np.zeros((0, 0), np.bool_),
-        bounds=Bounds(0, 0, 0, 0),
-        image_size=Size(5, 7),
-        crop=Crop(0, 0, 4, 4, 32),
-        threshold=0.5,
-        model="m",
-        bundle_digest="",
-        image_digest="",
-        cache=CacheStatus(False, "none", 0),
-    )
+    result = Segmentation(region=np.zeros((0, 0), np.bool_), bounds=Bounds(0, 0, 0, 0), **MADE)
     response = over_the_wire(convert.response_of(result, encoding))
     assert response.WhichOneof("mask") == encoding.value
     assert response.area == 0
@@ -146,17 +144,7 @@ def test_an_empty_mask_keeps_its_encoding(encoding: MaskEncoding) -> None:
 def test_polygons_go_in_image_coordinates_and_mark_holes() -> None:
     region = np.ones((5, 5), np.bool_)
     region[2, 2] = False
-    result = Segmentation(
-        region,
-        Bounds(10, 20, 15, 25),
-        Size(40, 40),
-        Crop(0, 0, 39, 39, 32),
-        0.5,
-        "m",
-        "",
-        "",
-        CacheStatus(True, "hit", 1),
-    )
+    result = Segmentation(region=region, bounds=Bounds(10, 20, 15, 25), **MADE)
     rings = convert.response_of(result, MaskEncoding.POLYGONS).polygons.rings
     assert [ring.hole for ring in rings] == [False, True]
     assert sorted(zip(rings[0].coordinates[::2], rings[0].coordinates[1::2], strict=True)) == [
