@@ -20,7 +20,8 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 
 from iog.image import DEFAULT_LIMITS, ImageLimits
 from iog.predictor import Predictor
-from iog.rpc.servicer import Gate, Reflection, SegmentationServicer
+from iog.rpc.calls import Arrival, Gate, Receiving, Watchdog
+from iog.rpc.servicer import Reflection, SegmentationServicer
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
 
@@ -33,8 +34,11 @@ _SPARE_THREADS = 16
 _MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
 _POLL_S = 0.1
 _MAX_INT = 2**31 - 1  # of gRPC's options
+# Of the spare threads; the rest turn requests away.
 _REFLECTIONS = 4
 _REFLECTION_TIMEOUT_S = 60.0
+_QUESTIONS = 8  # health, ListModels
+_QUESTION_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class ServerConfig:
     max_segments, max_uploads: in progress at a time; more are refused as Overloaded. Uploads count apart, so that
         clients on slow lines do not keep others from clicking.
     retry_after_s: what those refused are told.
-    upload_timeout_s: an upload that takes longer is cancelled: one that stalls must not keep its place for ever.
+    upload_timeout_s: an upload, or a request with its image, that takes longer to arrive is cancelled: one that stalls
+        must not keep its place for ever.
     max_connection_age_s: connections are renewed after this time, so that replicas added later get their share; None
         for never.
     grace_s: on shutdown, requests in progress have this time to finish.
@@ -104,7 +109,13 @@ class Server:
             raise ValueError("predictors with image caches of their own; pass one `images` to all of them")
         threads = config.max_segments + config.max_uploads + _SPARE_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="iog-rpc")
-        self._server = grpc.server(self._threads, options=_options(config), maximum_concurrent_rpcs=threads)
+        self._watchdog = Watchdog()
+        self._server = grpc.server(
+            self._threads,
+            interceptors=[self._receiving()],
+            options=_options(config),
+            maximum_concurrent_rpcs=threads,
+        )
         self._health = health.HealthServicer()
         self._names = list(named)
         self._port: int | None = None
@@ -112,17 +123,23 @@ class Server:
             named,
             images,
             config.limits,
-            segments=Gate("segmentations", config.max_segments, config.retry_after_s),
             uploads=Gate("uploads", config.max_uploads, config.retry_after_s),
             upload_timeout_s=config.upload_timeout_s,
+            watchdog=self._watchdog,
         )
         add_SegmentationServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         if config.reflection:
-            gate = Gate("reflections", _REFLECTIONS, config.retry_after_s)
             names = SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME
-            add_ServerReflectionServicer_to_server(Reflection(names, gate, _REFLECTION_TIMEOUT_S), self._server)
+            streams = Arrival(Gate("reflections", _REFLECTIONS, config.retry_after_s), _REFLECTION_TIMEOUT_S)
+            add_ServerReflectionServicer_to_server(Reflection(names, streams, self._watchdog), self._server)
+
+    def _receiving(self) -> Receiving:
+        config = self.config
+        segments = Arrival(Gate("segmentations", config.max_segments, config.retry_after_s), config.upload_timeout_s)
+        questions = Arrival(Gate("questions", _QUESTIONS, config.retry_after_s), _QUESTION_TIMEOUT_S)
+        return Receiving({f"/{SERVICE}/Segment": segments}, questions, self._watchdog)
 
     @property
     def port(self) -> int:
@@ -153,6 +170,7 @@ class Server:
                 errno.EADDRINUSE,
                 f"cannot listen on {target}: another server has this port, or the host is not here{unusable}",
             ) from e
+        self._watchdog.start()
         self._server.start()
         logger.info("serving %s on %s", ", ".join(self._names), self.address)
 
@@ -170,6 +188,7 @@ class Server:
                     self._server.stop(0)
                     break
         stopped.wait()
+        self._watchdog.stop()
         self._threads.shutdown()
 
     def __enter__(self) -> Server:
@@ -219,7 +238,7 @@ def _options(config: ServerConfig) -> list[tuple[str, Any]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # what clients behind NATs may ask of us
         ("grpc.keepalive_permit_without_calls", 1),
         *([] if age is None else [("grpc.max_connection_age_ms", int(age * 1000))]),
-        ("grpc.max_connection_age_grace_ms", 60_000),  # an upload that stalls ends here at the latest
+        ("grpc.max_connection_age_grace_ms", min(int(config.upload_timeout_s * 1000) + 60_000, _MAX_INT)),
     ]
 
 

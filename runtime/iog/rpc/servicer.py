@@ -1,59 +1,28 @@
-"""The RPCs: convert, call the predictor, convert. Each runs on a thread of its own and may block."""
+"""The RPCs: convert, call the predictor, convert. Each runs on a thread of its own and may block.
+
+What they all go through, and where requests are waited for, is in `iog.rpc.calls`.
+"""
 
 from __future__ import annotations
 
-import logging
-import threading
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
-from grpc_status import rpc_status
 
 from iog.deadline import Deadline
-from iog.errors import (
-    BackendError,
-    Internal,
-    InvalidImage,
-    IogError,
-    Overloaded,
-    UnknownImage,
-    UnknownModel,
-)
+from iog.errors import InvalidImage, UnknownImage, UnknownModel
 from iog.image import Image, ImageLimits
 from iog.mask import MaskEncoding
 from iog.predictor import ImageCache, Predictor
 from iog.prompt import MAX_CLICKS
 from iog.rpc import convert
+from iog.rpc.calls import Arrival, Gate, Watchdog, errors_told
 from iog.rpc.catalog import Limits
-from iog.rpc.status import to_status
 from iog.rpc.upload import read_chunks, read_header
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import SegmentationServiceServicer
-
-logger = logging.getLogger("iog.rpc")
-
-
-class Gate:
-    """Admits so many at a time and turns the others away at once: in a queue without bounds all would be late."""
-
-    def __init__(self, what: str, width: int, retry_after_s: float) -> None:
-        self._refusal = f"{width} {what} are in progress already; repeat in {retry_after_s:g} s"
-        self._retry_after_s = retry_after_s
-        self._free = threading.Semaphore(width)
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Be one of those inside. Raises Overloaded if there is no room."""
-        if not self._free.acquire(blocking=False):
-            raise Overloaded(self._refusal, self._retry_after_s)
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 class SegmentationServicer(SegmentationServiceServicer):
@@ -65,25 +34,25 @@ class SegmentationServicer(SegmentationServiceServicer):
         images: ImageCache,
         limits: ImageLimits,
         *,
-        segments: Gate,
         uploads: Gate,
         upload_timeout_s: float,
+        watchdog: Watchdog,
     ) -> None:
         self._predictors = predictors
         self._default = next(iter(predictors))
         self._images = images
         self._limits = limits
-        self._segments = segments
         self._uploads = uploads
         self._upload_timeout_s = upload_timeout_s
+        self._watchdog = watchdog
 
     def UploadImage(  # noqa: N802 the proto's names
         self, request_iterator: Iterator[pb.UploadImageRequest], context: grpc.ServicerContext
     ) -> pb.UploadImageResponse:
         """See the proto."""
-        with _errors_told(context), self._uploads.entered():
+        with errors_told(context), self._uploads.entered():
             deadline = _deadline(context)
-            with _cancelled_after(self._upload_timeout_s, context):
+            with self._watchdog.watching(context, self._upload_timeout_s):
                 header = read_header(request_iterator, self._limits)
                 held = self._images.get(header.digest)
                 if held is not None:
@@ -95,7 +64,7 @@ class SegmentationServicer(SegmentationServiceServicer):
 
     def Segment(self, request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:  # noqa: N802
         """See the proto."""
-        with _errors_told(context), self._segments.entered():
+        with errors_told(context):
             deadline = _deadline(context)
             predictor = self._predictor(request.model)
             prompt = convert.prompt_from(request, predictor.bundle.manifest.name)
@@ -135,14 +104,15 @@ class SegmentationServicer(SegmentationServiceServicer):
 class Reflection(ReflectionServicer):  # type: ignore[misc]  # untyped
     """Tells clients the interface, few at a time and not for long: a stream holds a thread while its client is idle."""
 
-    def __init__(self, names: Sequence[str], gate: Gate, timeout_s: float) -> None:
+    def __init__(self, names: Sequence[str], arrival: Arrival, watchdog: Watchdog) -> None:
         super().__init__(names)
-        self._gate = gate
-        self._timeout_s = timeout_s
+        self._arrival = arrival
+        self._watchdog = watchdog
 
     def ServerReflectionInfo(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         """See grpc.reflection.v1alpha."""
-        with _errors_told(context), self._gate.entered(), _cancelled_after(self._timeout_s, context):
+        gate, timeout_s = self._arrival.gate, self._arrival.timeout_s
+        with errors_told(context), gate.entered(), self._watchdog.watching(context, timeout_s):
             yield from super().ServerReflectionInfo(request_iterator, context)
 
 
@@ -155,35 +125,3 @@ def _deadline(context: grpc.ServicerContext) -> Deadline:
     deadline = Deadline.after(context.time_remaining(), context.is_active)
     deadline.check("waiting for a thread")
     return deadline
-
-
-@contextmanager
-def _cancelled_after(seconds: float, context: grpc.ServicerContext) -> Iterator[None]:
-    """End the call after this time: nothing else wakes a thread that waits for a peer's next message."""
-    timer = threading.Timer(seconds, context.cancel)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextmanager
-def _errors_told(context: grpc.ServicerContext) -> Iterator[None]:
-    """Answers errors with their status. What is no error of ours is a defect: clients learn where to look for it."""
-    try:
-        yield
-    except grpc.RpcError:  # the client went away during its upload: nobody is left to be told
-        raise
-    except IogError as e:
-        if isinstance(e, BackendError):
-            logger.exception("the engine failed")
-        status = to_status(e)  # and not `e`, which by way of this frame would keep itself and the request alive
-    except Exception:
-        incident = uuid.uuid4().hex[:12]
-        logger.exception("incident %s", incident)
-        status = to_status(Internal(f"a defect of the server; its log has the traceback under incident {incident}"))
-    else:
-        return
-    context.abort_with_status(rpc_status.to_status(status))

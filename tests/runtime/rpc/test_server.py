@@ -28,9 +28,10 @@ from iog.client import _OPTIONS as CLIENT_OPTIONS
 from iog.errors import BackendError
 from iog.image import ImageLimits
 from iog.predictor import Predictor
+from iog.rpc.calls import Gate, Watchdog
 from iog.rpc.server import SERVICE, Server, ServerConfig
 from iog.rpc.server import _options as server_options
-from iog.rpc.servicer import Gate, SegmentationServicer
+from iog.rpc.servicer import SegmentationServicer
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import SegmentationServiceStub
 
@@ -409,8 +410,14 @@ def test_a_deadline_that_has_passed_already_computes_nothing(make_predictors: Ma
     backend = FakeBackend()
     predictors = {predictor.bundle.manifest.name: predictor for predictor in make_predictors(backend)}
     images = predictors["small-split"].images
-    gates = {"segments": Gate("segmentations", 1, 1.0), "uploads": Gate("uploads", 1, 1.0)}
-    servicer = SegmentationServicer(predictors, images, ImageLimits(), **gates, upload_timeout_s=TIMEOUT)
+    servicer = SegmentationServicer(
+        predictors,
+        images,
+        ImageLimits(),
+        uploads=Gate("uploads", 1, 1.0),
+        upload_timeout_s=TIMEOUT,
+        watchdog=Watchdog(),
+    )
     for call in (
         lambda context: servicer.Segment(request(encoded_image=file), context),
         lambda context: servicer.UploadImage(iter([pb.UploadImageRequest(header=pb.UploadHeader())]), context),
@@ -503,6 +510,34 @@ def test_an_upload_that_stalls_loses_its_place(start_server: StartServer, connec
     stalled.set()
     assert caught.value.code() is grpc.StatusCode.CANCELLED
     upload_once_there_is_room(stub, file)
+
+
+@pytest.mark.parametrize("method", [f"/{SERVICE}/Segment", f"/{SERVICE}/ListModels", "/grpc.health.v1.Health/Check"])
+def test_requests_that_never_arrive_leave_threads_for_others(
+    start_server: StartServer, connect: Connect, file: bytes, method: str
+) -> None:
+    server = start_server(max_segments=4, max_uploads=1, upload_timeout_s=0.5)
+    channel, over = connect(server), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(TIMEOUT)
+        yield from ()
+
+    calls = [channel.stream_unary(method).future(nothing(), timeout=TIMEOUT) for _ in range(60)]
+    if method.endswith("Segment"):
+        for call in calls:
+            assert call.exception(TIMEOUT).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert SegmentationServiceStub(channel).Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
+    over.set()
+    for call in calls:
+        call.cancel()
+
+
+def test_a_call_without_a_request_is_refused(server: Server, connect: Connect) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        connect(server).stream_unary(f"/{SERVICE}/Segment")(iter(()), timeout=TIMEOUT)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "without a request" in caught.value.details()
 
 
 # --- the server's life
