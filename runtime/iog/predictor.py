@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -164,31 +165,44 @@ class Predictor:
         self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch, held: bool
     ) -> tuple[FloatArray, CacheStatus]:
         key = FeatureKey(self._features_of, image.digest, crop, clicks.initial.tobytes())
-        features, how = self.features.get_or_compute(
-            key, lambda: self._encode(image, crop, clicks, deadline, watch), deadline
-        )
-        watch.lap("features")
-        logits, count = self._heads.run(_HeadRun(features, clicks, watch), deadline)  # (4g, 4g)
+        with ExitStack() as turn:
+            features, how = self.features.get_or_compute(
+                key, lambda: self._encode(image, crop, clicks, deadline, watch, turn), deadline
+            )
+            watch.lap("features")
+            run = _HeadRun(features, clicks, watch)
+            if how == "miss":  # in the encoder's turn: another first click's encoder would come before this one's mask
+                deadline.check("waiting for the device")
+                ((logits, count),) = self._run_heads([run])
+            else:
+                logits, count = self._heads.run(run, deadline)  # (4g, 4g)
         return logits, CacheStatus(held, how, count + len(clicks.initial) * (how == "miss"))
 
     def _encode(
-        self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch
+        self,
+        image: Image,
+        crop: Crop,
+        clicks: NetworkClicks,
+        deadline: Deadline,
+        watch: _Stopwatch,
+        turn: ExitStack,
     ) -> Features:
+        """turn: what is left of the encoder's turn."""
         watch.lap("features")
         encoder = self._graphs["encoder"]
         frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
         guidance = self._guidance(encoder, clicks, initial_only=True)
         watch.lap("crop")
-        with self._lane.turn(Priority.ENCODER, deadline) as give_way:
-            watch.lap("wait")
-            outputs = self._with_room(lambda: encoder.run({"image": frame, **guidance}))
-            watch.lap("encoder")
-            give_way()
-            watch.lap("wait")
-            no_clicks = np.zeros(self._click_map_shape, np.float32)
-            new = _NewClicks(no_clicks, clicks.initial, clicks.initial[:1], clicks.initial[1:])
-            (click_map,) = self._with_room(lambda: self._add([new]))
-            watch.lap("clicks")
+        give_way = turn.enter_context(self._lane.turn(Priority.ENCODER, deadline))
+        watch.lap("wait")
+        outputs = self._with_room(lambda: encoder.run({"image": frame, **guidance}))
+        watch.lap("encoder")
+        give_way()
+        watch.lap("wait")
+        no_clicks = np.zeros(self._click_map_shape, np.float32)
+        new = _NewClicks(no_clicks, clicks.initial, clicks.initial[:1], clicks.initial[1:])
+        (click_map,) = self._with_room(lambda: self._add([new]))
+        watch.lap("clicks")
         tensors = {t.name: a for t, a in zip(encoder.info.outputs, outputs, strict=True)}
         initial = ClickState((), click_map)
         return Features(tensors, initial, initial)

@@ -303,6 +303,28 @@ def test_sixteen_first_clicks_at_once_run_the_encoder_once(
         assert same(result, Predictor(split, FakeBackend()).segment(photo, request))
 
 
+def test_a_first_click_is_answered_before_the_next_object_is_encoded(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, pool: ThreadPoolExecutor
+) -> None:
+    order: list[str] = []
+
+    class Ordered(HeldBackend):
+        def count(self, name: str) -> None:
+            super().count(name)
+            order.append(name)
+
+    backend = Ordered()
+    predictor = Predictor(split, backend)
+    calls = [pool.submit(predictor.segment, np.roll(photo, i, axis=1), prompt) for i in range(4)]
+    assert backend.encoding.wait(60)
+    while len(predictor._lane._waiting) < 3:
+        time.sleep(0.001)
+    backend.release.set()
+    for call in calls:
+        assert call.result(60).area
+    assert order == ["encoder", "click", "head"] * 4
+
+
 def test_annotators_of_one_object_do_not_disturb_each_other(
     split: Bundle, photo: UInt8Array, prompt: Prompt, pool: ThreadPoolExecutor
 ) -> None:
