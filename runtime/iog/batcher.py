@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -34,7 +35,7 @@ class Batcher(Generic[T, R]):
         if self._limit == 1:  # a second line would only keep heads out of the lane, where they go before encoders
             with self._lane.turn(Priority.HEAD, deadline):
                 return self._run([item])[0]
-        place = _Place[T, R](item)
+        place = _Place[T, R](item, deadline)
         with self._lock:
             self._line.append(place)
             self._call_first()
@@ -43,7 +44,7 @@ class Batcher(Generic[T, R]):
                 deadline.check("waiting for the device")
             if not place.answered:
                 with self._lane.turn(Priority.HEAD, deadline):
-                    self._answer(self._take())
+                    self._answer(self._take(place))
         finally:
             with self._lock:
                 if place in self._line:  # given up
@@ -51,9 +52,12 @@ class Batcher(Generic[T, R]):
                     self._call_first()
         return place.result()
 
-    def _take(self) -> list[_Place[T, R]]:
+    def _take(self, caller: _Place[T, R]) -> list[_Place[T, R]]:
+        """The caller and those behind it; who no longer waits is left in the line, to notice it."""
         with self._lock:
-            batch, self._line = self._line[: self._limit], self._line[self._limit :]
+            others = (place for place in self._line if place is not caller and not place.deadline.passed)
+            batch = [caller, *itertools.islice(others, self._limit - 1)]
+            self._line = [place for place in self._line if place not in batch]
             self._call_first()
         return batch
 
@@ -63,14 +67,17 @@ class Batcher(Generic[T, R]):
 
     def _answer(self, batch: Sequence[_Place[T, R]]) -> None:
         try:
-            for place, result in zip(batch, self._run([place.item for place in batch]), strict=True):
-                place.answer(result)
-        except Exception as e:
-            if len(batch) == 1:
-                batch[0].fail(e)
+            try:
+                results = self._run([place.item for place in batch])
+            except Exception as e:
+                if len(batch) == 1:
+                    batch[0].fail(e)
+                    return
+                for place in batch:
+                    self._answer([place])
                 return
-            for place in batch:
-                self._answer([place])
+            for place, result in zip(batch, results, strict=True):
+                place.answer(result)
         except BaseException:  # an interrupt of the caller whose turn it was: the others go on
             with self._lock:
                 self._line[:0] = [place for place in batch[1:] if not place.answered]
@@ -81,8 +88,9 @@ class Batcher(Generic[T, R]):
 class _Place(Generic[T, R]):
     """Of one request in the line. called: it is first, or answered."""
 
-    def __init__(self, item: T) -> None:
+    def __init__(self, item: T, deadline: Deadline) -> None:
         self.item = item
+        self.deadline = deadline
         self.called = threading.Event()
         self.answered = False
         self._results: list[R] = []

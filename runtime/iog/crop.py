@@ -5,23 +5,43 @@ Section 3.1 of the paper: the box is "relaxed by several pixels before cropping"
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from functools import lru_cache, wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from iog.arrays import FloatArray, PointArray, UInt8Array
-from iog.errors import InvalidPrompt
+from iog.errors import InvalidPrompt, OutOfMemory
 from iog.prompt import Box, Size
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Of a crop, which takes 7 bytes for each. With the default model's margin, a box around a whole image of 64 megapixels
 # has fewer unless the image is 24 times as wide as high.
 MAX_PIXELS = 1 << 29
 BLOCK = 1 << 15  # values of a frame that are made at a time
 ALL = slice(None)
+NO_MEMORY = -4  # cv::Error::StsNoMem
+
+
+def _memory_told(call: Callable[P, R]) -> Callable[P, R]:
+    """OpenCV's lack of memory, told as ours."""
+
+    @wraps(call)
+    def told(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return call(*arguments, **named)
+        except cv2.error as e:
+            if e.code != NO_MEMORY:
+                raise
+            raise OutOfMemory(f"no memory to cut out a crop or its mask ({e.err}); repeat the request later") from e
+
+    return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +104,7 @@ class Crop:
         """The crop's part within an image of this size, (x0, y0, x1, y1), half-open."""
         return max(self.x0, 0), max(self.y0, 0), min(self.x1 + 1, size.width), min(self.y1 + 1, size.height)
 
+    @_memory_told
     def extract(self, pixels: UInt8Array, interpolation: Literal["bilinear", "area"] = "bilinear") -> UInt8Array:
         """(H, W) or (H, W, C) image -> (size, size[, C]); outside the image lies 0."""
         size = Size(pixels.shape[0], pixels.shape[1])
@@ -133,6 +154,7 @@ class Crop:
             part += 0.5
         return self.from_network(frame, size)
 
+    @_memory_told
     def from_network(self, frame: FloatArray, size: Size) -> FloatArray:
         """(size, size) values in the network's frame -> (h, w) bilinear values of the crop's visible part."""
         whole: Any = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_LINEAR)

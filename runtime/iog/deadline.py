@@ -30,6 +30,12 @@ class Deadline:
         """Seconds left, 0 at least; None for no deadline."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
+    @property
+    def passed(self) -> bool:
+        """Whether nobody waits any more."""
+        late = self.at is not None and time.monotonic() >= self.at
+        return late or (self.waiting is not None and not self.waiting())
+
     def check(self, doing: str) -> None:
         """Raise DeadlineExceeded if it has passed."""
         if self.at is not None and time.monotonic() >= self.at:

@@ -47,12 +47,13 @@ class DigestMismatch(InvalidImage):
 class InvalidPrompt(IogError):
     """A box, point or click that cannot be used.
 
-    field: which value, as a path in the request: "box", "inside", "clicks[3]".
+    field: which value, as a path in the request: "box", "inside", "clicks[3]". problem: what is wrong with it.
     """
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
+        self.problem = problem
 
 
 class UnsupportedPrompt(InvalidPrompt):
@@ -93,7 +94,7 @@ class BackendUnavailable(BackendError):
 
 
 class OutOfMemory(BackendError):
-    """The inference engine ran out of memory; the request changed nothing and may be repeated."""
+    """The engine, or the decoding of an image, ran out of memory; the request changed nothing and may be repeated."""
 
 
 class DeadlineExceeded(IogError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -13,6 +14,8 @@ from iog.arrays import Array, FloatArray, Held
 from iog.crop import Crop
 from iog.deadline import NO_DEADLINE, Deadline
 from iog.errors import DeadlineExceeded
+
+RECENT = 2
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -39,16 +42,30 @@ class ClickState(NamedTuple):
 
 @dataclass
 class Features:
-    """Encoder outputs of one object, its click map without refinements, and the last click map that was made for it."""
+    """Encoder outputs of one object, its click map without refinements, and the last ones that were made for it.
+
+    recent: RECENT at most, the latest last: one more than a next click needs, so that taking one back is free too.
+    """
 
     tensors: Mapping[str, Array | Held]
     initial: ClickState
-    latest: ClickState
+    recent: tuple[ClickState, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors and of both click maps."""
-        return sum(t.nbytes for t in self.tensors.values()) + 2 * self.initial.map.nbytes
+        """Of the tensors and of all click maps that there may be."""
+        return sum(t.nbytes for t in self.tensors.values()) + (1 + RECENT) * self.initial.map.nbytes
+
+    def nearest(self, refinements: tuple[tuple[int, int, bool], ...]) -> ClickState:
+        """Of the click maps that stand for the first of these refinements, the one with the most of them."""
+        states = (self.initial, *self.recent)
+        return max(
+            (s for s in states if refinements[: len(s.refinements)] == s.refinements), key=lambda s: len(s.refinements)
+        )
+
+    def remember(self, state: ClickState) -> None:
+        """As the latest."""
+        self.recent = (*self.recent[1 - RECENT :], state)
 
 
 class LRU(Generic[K, V]):
@@ -84,13 +101,13 @@ class LRU(Generic[K, V]):
         with self._lock:
             self._put(key, value)
 
-    def evict(self, count: int) -> bool:
-        """Forget the `count` least recently used values; False if there were none."""
+    def evict(self, count: int, among: Callable[[K], bool] = lambda key: True) -> bool:
+        """Forget the `count` least recently used values of those keys; False if there were none."""
         with self._lock:
-            held = len(self._entries)
-            for _ in range(min(count, held)):
-                self._pop()
-        return held > 0
+            keys = list(itertools.islice(filter(among, self._entries), count))
+            for key in keys:
+                self._forget(key)
+        return bool(keys)
 
     def get_or_compute(
         self, key: K, compute: Callable[[], V], deadline: Deadline = NO_DEADLINE
@@ -150,8 +167,8 @@ class LRU(Generic[K, V]):
         self._entries[key] = (value, size)
         self.nbytes += size - (previous[1] if previous else 0)
         while self.nbytes > self.budget and len(self._entries) > 1:
-            self._pop()
+            self._forget(next(iter(self._entries)))
 
-    def _pop(self) -> None:
-        _, (_, size) = self._entries.popitem(last=False)
+    def _forget(self, key: K) -> None:
+        _, size = self._entries.pop(key)
         self.nbytes -= size

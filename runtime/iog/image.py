@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,8 +15,10 @@ import PIL.Image
 import PIL.ImageOps
 
 from iog.arrays import UInt8Array
-from iog.errors import ImageTooLarge, InvalidImage
+from iog.errors import ImageTooLarge, InvalidImage, OutOfMemory
 from iog.prompt import Size
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow's many decoders, those that photographs come in
 
@@ -67,14 +70,12 @@ class Image:
                         f"image of {picture.width}x{picture.height} pixels; at most {limits.max_pixels:,} are accepted"
                     )
                 picture.load()
-                picture.getexif()  # from here on it is known without its bytes
-                # NB: exif_transpose writes these anew where it finds them, which fails for tags of odd types.
-                for key in ("exif", "Raw profile type exif"):
-                    picture.info.pop(key, None)
-                PIL.ImageOps.exif_transpose(picture, in_place=True)
+                _turn_upright(picture)
                 pixels = _rgb(picture)
         except InvalidImage:
             raise
+        except MemoryError as e:
+            raise OutOfMemory(f"no memory to decode an image of {len(data):,} bytes; repeat the request later") from e
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as e:
             raise ImageTooLarge(f"{e}; at most {limits.max_pixels:,} pixels are accepted") from e
         except PIL.UnidentifiedImageError as e:
@@ -136,6 +137,20 @@ def read_bytes(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMIT
         raise InvalidImage(f"{os.fspath(path)}: {e.strerror or e}") from e
     limits.check_bytes(len(data))
     return data
+
+
+def _turn_upright(picture: PIL.Image.Image) -> None:
+    """As its EXIF says; one that cannot be read says nothing."""
+    try:
+        picture.getexif()  # from here on it is known without its bytes
+        # NB: exif_transpose writes these anew where it finds them, which fails for tags of odd types.
+        for key in ("exif", "Raw profile type exif"):
+            picture.info.pop(key, None)
+        PIL.ImageOps.exif_transpose(picture, in_place=True)
+    except MemoryError:
+        raise
+    except Exception as e:  # whatever corrupt bytes lead to
+        logger.debug("EXIF that cannot be read: %s", e)
 
 
 def _rgb(picture: PIL.Image.Image) -> UInt8Array:

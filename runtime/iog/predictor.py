@@ -22,7 +22,7 @@ from iog.bundle import Bundle
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.deadline import Deadline
-from iog.errors import OutOfMemory
+from iog.errors import BackendError, OutOfMemory
 from iog.features import LRU, ClickState, FeatureKey, Features
 from iog.guidance import windows
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
@@ -204,8 +204,7 @@ class Predictor:
         (click_map,) = self._with_room(lambda: self._add([new]))
         watch.lap("clicks")
         tensors = {t.name: a for t, a in zip(encoder.info.outputs, outputs, strict=True)}
-        initial = ClickState((), click_map)
-        return Features(tensors, initial, initial)
+        return Features(tensors, ClickState((), click_map))
 
     def _run_heads(self, runs: Sequence[_HeadRun]) -> list[tuple[FloatArray, int]]:
         """The logits of each, (4g, 4g), and how many of its windows were computed."""
@@ -218,6 +217,7 @@ class Predictor:
         inputs = {name: stack([run.features.tensors[name] for run in runs]) for name in names}
         inputs["clicks"] = stack([state.map for state in states])  # (B, 64, g, g)
         (logits,) = self._with_room(lambda: self._graphs["head"].run(inputs))  # (B, 4g, 4g)
+        _check_finite(logits)
         for run in runs:
             run.watch.lap("head")
         return list(zip(logits, counts, strict=True))
@@ -226,9 +226,7 @@ class Predictor:
         """The click states for all clicks, and how many windows each took: those of clicks that are new to it."""
         states, counts, changes = [], [], {}
         for i, (features, clicks, _) in enumerate(runs):
-            state = features.latest
-            if clicks.refinements[: len(state.refinements)] != state.refinements:  # undo, or another annotator
-                state = features.initial
+            state = features.nearest(clicks.refinements)
             new = clicks.points[len(clicks.initial) + len(state.refinements) :]  # (n, 2)
             if len(new):
                 changes[i] = _NewClicks(state.map, new, clicks.foreground, clicks.background)
@@ -236,7 +234,8 @@ class Predictor:
             counts.append(len(new))
         for i, click_map in zip(changes, self._add(list(changes.values())) if changes else (), strict=True):
             features, clicks, _ = runs[i]
-            states[i] = features.latest = ClickState(clicks.refinements, click_map)
+            states[i] = ClickState(clicks.refinements, click_map)
+            features.remember(states[i])
         return states, counts
 
     def _add(self, changes: Sequence[_NewClicks]) -> list[FloatArray]:
@@ -278,11 +277,13 @@ class Predictor:
         while True:
             try:
                 return run()
-            except OutOfMemory as e:
-                helps = self._portable or isinstance(e, FeaturesFull)  # a device's slots stay allocated when free
-                if not helps or not self.features.evict(forget):
+            except FeaturesFull:  # another model's slots are in other memory
+                if not self.features.evict(1, lambda key: key.bundle == self._features_of):
                     raise
-            forget *= 2
+            except OutOfMemory:  # a device's slots stay allocated when free
+                if not self._portable or not self.features.evict(forget):
+                    raise
+                forget *= 2
 
     def _single(
         self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch, held: bool
@@ -294,6 +295,7 @@ class Predictor:
         with self._lane.turn(Priority.ENCODER, deadline):
             watch.lap("wait")
             (logits,) = self._with_room(lambda: network.run({"image": frame, **guidance}))  # (1, 4g, 4g)
+            _check_finite(logits)
         watch.lap("network")
         return logits[0], CacheStatus(held, "none", 0)
 
@@ -322,6 +324,12 @@ class _Stopwatch:
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
+
+
+def _check_finite(logits: FloatArray) -> None:
+    """Raises BackendError if a network has overflowed: NaN is below every threshold, which looks like an empty mask."""
+    if not np.isfinite(logits).all():
+        raise BackendError("the network's output is not finite; a bundle of higher precision may be")
 
 
 def _are_arrays(graphs: Mapping[str, Graph], bundle: Bundle) -> bool:

@@ -105,6 +105,39 @@ def test_a_deadline_that_passes_in_the_line_holds_nobody_up(
     assert double.batches == [list(futures)]
 
 
+def test_who_has_hung_up_is_not_computed(lane: Lane, double: Doubler, pool: ThreadPoolExecutor) -> None:
+    batcher, here = Batcher(double, lane, limit=8), threading.Event()
+    here.set()
+    with lane.turn(Priority.ENCODER, NO_DEADLINE):
+        futures = queued(pool, batcher, [1, 2, 3], {2: Deadline(waiting=here.is_set)})
+        here.clear()
+    assert [futures[0].result(60), futures[2].result(60)] == [2, 6]
+    with pytest.raises(DeadlineExceeded, match="gave up"):
+        futures[1].result(60)
+    assert double.batches == [[1, 3]]
+
+
+def test_an_interrupt_while_members_are_tried_alone_leaves_the_others_to_go_on(
+    lane: Lane, pool: ThreadPoolExecutor
+) -> None:
+    interrupted = threading.Event()
+
+    def run(items: Sequence[int]) -> list[int]:
+        if len(items) > 1:
+            raise ValueError("not together")
+        if items == [2] and not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+        return [2 * item for item in items]
+
+    batcher = Batcher(run, lane, limit=3)
+    with lane.turn(Priority.ENCODER, NO_DEADLINE):
+        futures = queued(pool, batcher, [1, 2, 3], {})
+    with pytest.raises(KeyboardInterrupt):
+        futures[0].result(60)
+    assert [future.result(60) for future in futures[1:]] == [4, 6]
+
+
 def test_an_interrupt_of_the_first_leaves_the_others_to_go_on(lane: Lane, pool: ThreadPoolExecutor) -> None:
     interrupted = threading.Event()
 

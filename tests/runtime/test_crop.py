@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from iog import Box
 from iog.arrays import Array, UInt8Array
 from iog.crop import Crop, CropSpec, _resized
-from iog.errors import InvalidPrompt
+from iog.errors import InvalidPrompt, OutOfMemory
 from iog.guidance import GuidanceSpec, heatmap
 from iog.mask import full_frame, threshold
 from iog.prompt import Size
@@ -165,3 +165,9 @@ def test_scores_are_interpolated_after_the_sigmoid(side: int) -> None:
 def test_scores_of_extreme_logits_are_certain(value: float) -> None:
     scores = Crop(0, 0, 99, 99, 64).scores(np.full((16, 16), value, np.float32), Size(100, 100))
     np.testing.assert_allclose(scores, float(value > 0), atol=1e-12)
+
+
+def test_a_crop_for_which_there_is_no_memory_says_so() -> None:
+    crop = Crop(0, 0, (1 << 24) - 1, (1 << 24) - 1, 8)
+    with pytest.raises(OutOfMemory, match="repeat"):
+        crop.from_network(np.zeros((8, 8), np.float32), Size(10, 10))

@@ -199,6 +199,23 @@ def test_a_closed_graph_says_so(split: Bundle, graphs: dict[str, Graph]) -> None
         encoded(graphs, split, 1)
 
 
+def test_a_full_arena_costs_one_object_of_its_own_and_none_of_other_models(
+    split_bundle: Path, photo: UInt8Array, prompt: Prompt
+) -> None:
+    bundle, features, image = Bundle.open(split_bundle), feature_cache(), Image.of(photo)
+    objects = [Prompt(prompt.box, Point(140 + 4 * i, 118)) for i in range(4)]
+    with (
+        Predictor(bundle, engine(bundle, slots=3), features=features) as one,
+        Predictor(bundle, engine(bundle, slots=3), features=features) as other,
+    ):
+        for predictor in (other, one):
+            for request in objects[:3]:
+                predictor.segment(image, request)
+        one.segment(image, objects[3])
+        assert [one.segment(image, request).cache.features for request in objects[1:]] == ["hit"] * 3
+        assert [other.segment(image, request).cache.features for request in objects[:3]] == ["hit"] * 3
+
+
 def test_features_of_one_load_are_not_anothers(split_bundle: Path, photo: UInt8Array, prompt: Prompt) -> None:
     bundle, features = Bundle.open(split_bundle), feature_cache()
     expected = Predictor(bundle, open_backend("ort")).segment(photo, prompt, scores=True)

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from iog.errors import ImageTooLarge, InvalidImage
+from iog.errors import ImageTooLarge, InvalidImage, OutOfMemory
 from iog.image import FORMATS, Image, ImageLimits, digest_of
 from iog.prompt import Size
 
@@ -198,6 +198,21 @@ def test_pixels_cannot_be_changed() -> None:
             image.pixels[0, 0] = 1
         assert Image.of(image) is image
     mine[0, 0] = 1  # the caller's own array stays its own
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0what", b"Exif\0\0II*\0", b"\0" * 40])
+def test_exif_that_cannot_be_read_says_nothing(kind: str, exif: bytes) -> None:
+    assert Image.decode(encoded(RAMP, kind, exif=exif)).size == Size(*RAMP.shape[:2])
+
+
+def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: PIL.Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", full)
+    with pytest.raises(OutOfMemory, match="repeat"):
+        Image.decode(encoded(RAMP, "BMP"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from iog import Box, Click, Point, Predictor, Prompt
 from iog.arrays import FloatArray, UInt8Array
 from iog.backends import NAMES, open_backend
+from iog.backends.base import Graph
 from iog.backends.fake import FakeBackend
-from iog.bundle import Bundle
+from iog.bundle import Bundle, GraphInfo
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.errors import (
@@ -191,8 +192,10 @@ def test_windows_give_the_click_map_of_the_whole_frame(
     none = NetworkClicks(clicks.initial, ())
     np.testing.assert_allclose(features.initial.map[0], whole_map(split, none, split.guidance), atol=1e-5)
     if latest is not None:
-        assert features.latest.refinements == latest.refinements
-        np.testing.assert_allclose(features.latest.map[0], whole_map(split, latest, split.guidance), atol=1e-5)
+        assert latest.refinements in [state.refinements for state in (features.initial, *features.recent)]
+        np.testing.assert_allclose(
+            features.nearest(latest.refinements).map[0], whole_map(split, latest, split.guidance), atol=1e-5
+        )
 
 
 # -- what is computed, and when ----------------------------------------------------------------------------------------
@@ -229,6 +232,40 @@ def test_undo_to_the_first_mask_computes_no_window(
     assert undone.cache.windows == 0
     assert fake.runs["click"] == runs
     assert same(undone, first)
+
+
+def test_a_click_taken_back_computes_no_window(
+    predictor: Predictor, fake: FakeBackend, photo: UInt8Array, prompt: Prompt
+) -> None:
+    for spot in SPOTS[:3]:
+        prompt = prompt.with_click(*spot, positive=False)
+        before = predictor.segment(photo, prompt)
+    predictor.segment(photo, prompt.with_click(*SPOTS[3], positive=True))
+    undone = predictor.segment(photo, prompt)
+    assert undone.cache.windows == 0
+    assert same(undone, before)
+    assert predictor.segment(photo, prompt.with_click(*SPOTS[4], positive=True)).cache.windows == 1
+
+
+class Overflowing(FakeBackend):
+    """Its heads give NaN."""
+
+    def open(self, name: str, model: bytes, info: GraphInfo) -> Graph:
+        graph = super().open(name, model, info)
+        if name in ("head", "network"):
+            run = graph.run
+            graph.run = lambda inputs: [array * np.nan for array in run(inputs)]  # type: ignore[method-assign]
+        return graph
+
+
+def test_a_network_that_overflows_is_no_empty_mask(
+    split_bundle: Path, single_bundle: Path, photo: UInt8Array, prompt: Prompt
+) -> None:
+    for path in (split_bundle, single_bundle):
+        predictor = Predictor(Bundle.open(path), Overflowing())
+        for _ in range(2):
+            with pytest.raises(BackendError, match="not finite"):
+                predictor.segment(photo, prompt)
 
 
 def test_another_image_box_or_inside_point_is_another_object(
@@ -418,13 +455,15 @@ def test_evicted_features_are_computed_again(split: Bundle, photo: UInt8Array, p
     assert same(again, first)
 
 
-def test_the_cache_counts_tensors_and_both_click_maps(predictor: Predictor, photo: UInt8Array, prompt: Prompt) -> None:
+def test_the_cache_counts_tensors_and_all_click_maps(predictor: Predictor, photo: UInt8Array, prompt: Prompt) -> None:
     image = Image.of(photo)
-    predictor.segment(image, prompt.with_click(100, 100, positive=False))
+    for spot in SPOTS[:4]:
+        prompt = prompt.with_click(*spot, positive=False)
+        predictor.segment(image, prompt)
     features, _ = click_maps(predictor, image, prompt)
-    held = [*features.tensors.values(), features.initial.map, features.latest.map]
-    assert features.latest.map is not features.initial.map
-    assert predictor.features.nbytes == sum(array.nbytes for array in held)
+    maps = {id(state): state.map for state in (features.initial, *features.recent)}
+    assert len(maps) == 3
+    assert predictor.features.nbytes == sum(array.nbytes for array in (*features.tensors.values(), *maps.values()))
 
 
 # -- images ------------------------------------------------------------------------------------------------------------

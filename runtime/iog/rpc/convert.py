@@ -265,4 +265,4 @@ def _at(field: str, make: Callable[[], T]) -> T:
     try:
         return make()
     except InvalidPrompt as e:
-        raise InvalidPrompt(field, str(e).removeprefix(f"{e.field}: ")) from e
+        raise InvalidPrompt(field, e.problem) from e

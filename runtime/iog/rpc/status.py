@@ -67,9 +67,8 @@ def to_status(error: IogError) -> Status:
     match error:
         case errors.InvalidPrompt():
             prefix = _WIRE_PREFIX if error.field in _PREFIXED else ""
-            problem = str(error).removeprefix(f"{error.field}: ")
             violation = details.BadRequest.FieldViolation(
-                field=_short(prefix + error.field, _MAX_NAME), description=_short(problem, _MAX_MESSAGE)
+                field=_short(prefix + error.field, _MAX_NAME), description=_short(error.problem, _MAX_MESSAGE)
             )
             more.append(details.BadRequest(field_violations=[violation]))
         case errors.UnknownModel():
