@@ -36,7 +36,7 @@ _REMEMBERED_NAMES = 1024
 # Of images held with their digests: to hash one takes a millisecond for each megabyte.
 _DIGESTED_BYTES = 64 << 20
 _UPLOADS = 3  # in one call: a server may be restarted, or evict the image, between its upload and its use
-_FILES = ImageLimits(max_bytes=256 << 20)  # what is too large is for the server to say; but devices have no end
+_FILES = ImageLimits(max_bytes=(2 << 30) - 1)  # no server takes more; what is too large for one, it says itself
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),

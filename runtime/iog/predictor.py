@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from iog.bundle import Bundle
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.deadline import Deadline
-from iog.errors import BackendError, OutOfMemory
+from iog.errors import BackendError, DeadlineExceeded, OutOfMemory
 from iog.features import LRU, ClickState, FeatureKey, Features
 from iog.guidance import windows
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
@@ -34,13 +35,34 @@ IMAGES_BUDGET = 512 << 20
 _LOADS = itertools.count()  # of bundles onto devices
 
 T = TypeVar("T")
-ImageCache = LRU[str, Image]
 FeatureCache = LRU[FeatureKey, Features]
 
 
-def image_cache(budget: int = IMAGES_BUDGET) -> ImageCache:
-    """Decoded images by digest, under `budget` bytes of pixels."""
-    return LRU(budget, lambda image: image.pixels.nbytes)
+class ImageCache(LRU[str, Image]):
+    """Decoded images by digest, under a budget in bytes of pixels.
+
+    As many are decoded at a time as there are cores: meanwhile each takes ten bytes a pixel, which no budget counts.
+    """
+
+    def __init__(self, budget: int = IMAGES_BUDGET) -> None:
+        super().__init__(budget, lambda image: image.pixels.nbytes)
+        self._decoding = threading.Semaphore(os.cpu_count() or 1)
+
+    def decoded(
+        self, data: bytes, digest: str, limits: ImageLimits, deadline: Deadline
+    ) -> tuple[Image, Literal["hit", "miss", "joined"]]:
+        """The image of these bytes. Raises what Image.decode raises, and DeadlineExceeded before it is begun."""
+
+        def decode() -> Image:
+            if not self._decoding.acquire(timeout=deadline.remaining()):
+                raise DeadlineExceeded("the deadline passed while waiting to decode the image; repeat the request")
+            try:
+                deadline.check("waiting to decode the image")
+                return Image.decode(data, limits, digest)
+            finally:
+                self._decoding.release()
+
+        return self.get_or_compute(digest, decode, deadline)
 
 
 def feature_cache(budget: int = FEATURES_BUDGET) -> FeatureCache:
@@ -66,7 +88,7 @@ class Predictor:
     ) -> None:
         self.bundle = replace(bundle, graphs={})  # the engine has a copy of the weights: one is enough
         self.features = features if features is not None else feature_cache()
-        self.images = images if images is not None else image_cache()
+        self.images = images if images is not None else ImageCache()
         self._lane = lane or Lane()
         self._limits = limits
         self._graphs = open_graphs(backend, bundle)
@@ -105,7 +127,9 @@ class Predictor:
     ) -> Segmentation:
         """The mask of the prompted object.
 
-        image: encoded bytes, a path, an (H, W, 3) uint8 RGB array, or an Image. scores: keep the logits, for `.scores`.
+        image: encoded bytes, a path, an (H, W, 3) uint8 RGB array, or an Image. For many clicks on one make an Image
+            of it, `Image.of(...)`: anything else is hashed at each click, which takes milliseconds.
+        scores: keep the logits, for `.scores`.
         timeout: seconds, or a deadline, after which no further stage is started.
         Raises InvalidImage, InvalidPrompt, DeadlineExceeded, BackendError; a request that fails changes nothing.
         """
@@ -158,7 +182,7 @@ class Predictor:
             return Image.from_array(source), False
         data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else read_bytes(source, self._limits)
         digest = digest_of(data)
-        image, how = self.images.get_or_compute(digest, lambda: Image.decode(data, self._limits, digest), deadline)
+        image, how = self.images.decoded(data, digest, self._limits, deadline)
         return image, how == "hit"
 
     def _split(

@@ -348,7 +348,8 @@ def test_models_lists_what_is_packaged(iog: Iog) -> None:
     result = iog("models", "--json")
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
-    assert [row["default"] for row in rows] == [True] * bool(rows) + [False] * (len(rows) - 1)
+    assert [row["default"] for row in rows] == [True] + [False] * (len(rows) - 1)
+    assert rows[0]["name"] == "default"
 
 
 @contextmanager
@@ -410,6 +411,7 @@ def test_a_server_of_several_models_stops_on_sigterm(
 def test_serve_refuses_what_it_cannot_serve(iog: Iog, split_bundle: Path) -> None:
     assert_refused(iog("serve", "--model", "nope"), "'nope'")
     assert_refused(iog("serve", "--features-budget", "lots"), "--features-budget", "512MiB")
+    assert_refused(iog("serve", "--features-budget", 400 * "9"), "--features-budget", "8 EiB")
     assert_refused(iog("serve", "--tls-key", "photo.png"), "--tls-certificate", "--tls-key")
     for option in ("--grace", "--max-connection-age"):
         for never in ("nan", "inf", "1e300"):

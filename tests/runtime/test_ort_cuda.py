@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from iog.backends.device import Buffer, adapted
 from iog.backends.ort import OrtBackend
 from iog.backends.ort_cuda import OrtDeviceBackend, OrtProgram
 from iog.bundle import Bundle
+from iog.errors import BackendError
 
 
 class Stream(CudaMemory):
@@ -67,3 +69,53 @@ def test_recorded_runs_are_all_made_by_one_thread(split_bundle: Path) -> None:
     program.close()
     assert len(threads) == 1
     assert threads.isdisjoint({threading.current_thread()})
+
+
+class Runtime:
+    """NVIDIA's bindings, as far as recording looks at them; `calls` in their order."""
+
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeRelaxed=2)  # noqa: N815
+    cudaError_t = SimpleNamespace(cudaSuccess=0, cudaErrorMemoryAllocation=2)  # noqa: N815
+
+    def __init__(self, failing: str = "") -> None:
+        self.calls: list[str] = []
+        self._failing = failing
+
+    def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
+        return 0, b"invalid"
+
+    def __getattr__(self, name: str) -> object:
+        def call(*arguments: object) -> tuple[int, ...]:
+            self.calls.append(name)
+            return (1,) if name == self._failing else (0, 5)
+
+        return call
+
+
+def recording(failing: str = "") -> tuple[CudaMemory, Runtime]:
+    memory, runtime = Stream(), Runtime(failing)
+    memory._cuda, memory._recordings, memory._host, memory._device = runtime, [], {}, []
+    return memory, runtime
+
+
+def test_a_recording_that_fails_ends_and_tells_why() -> None:
+    def work() -> None:
+        raise RuntimeError("not capturable")
+
+    for failing in ("", "cudaStreamEndCapture"):
+        memory, runtime = recording(failing)
+        with pytest.raises(RuntimeError, match="not capturable"):
+            memory.record(work)
+        assert "cudaStreamEndCapture" in runtime.calls
+    memory, runtime = recording("cudaGraphInstantiate")
+    with pytest.raises(BackendError, match="cudaGraphInstantiate: invalid"):
+        memory.record(lambda: None)
+    assert runtime.calls[-1] == "cudaGraphDestroy"
+
+
+def test_recordings_are_freed_with_the_memory() -> None:
+    memory, runtime = recording()
+    memory.record(lambda: None)
+    memory.record(lambda: None)
+    CudaMemory.close(memory)
+    assert runtime.calls.count("cudaGraphDestroy") == runtime.calls.count("cudaGraphExecDestroy") == 2

@@ -1,4 +1,5 @@
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from iog.features import FeatureKey, Features
 from iog.guidance import GuidanceSpec
 from iog.image import Image, ImageLimits
 from iog.lane import Lane
-from iog.predictor import feature_cache, image_cache
+from iog.predictor import ImageCache, feature_cache
 from iog.segmentation import Segmentation
 
 # Clicks near and far from each other, some with common windows, some without any cell of the grid
@@ -469,6 +470,28 @@ def test_the_cache_counts_tensors_and_all_click_maps(predictor: Predictor, photo
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
+def test_no_more_images_are_decoded_at_a_time_than_there_are_cores(
+    predictor: Predictor, photo: UInt8Array, prompt: Prompt, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, lock, decoding, most = Image.decode, threading.Lock(), 0, 0
+
+    def decode(*arguments: object) -> Image:
+        nonlocal decoding, most
+        with lock:
+            decoding += 1
+            most = max(most, decoding)
+        time.sleep(0.02)
+        with lock:
+            decoding -= 1
+        return plain(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "decode", decode)
+    files = [png(np.roll(photo, i, axis=0)) for i in range(12)]
+    for found in pool.map(lambda data: predictor.segment(data, prompt), files):
+        assert found.area
+    assert most <= (os.cpu_count() or 1)
+
+
 def test_bytes_paths_arrays_and_images_give_the_same_mask(
     predictor: Predictor, photo: UInt8Array, prompt: Prompt, tmp_path: Path
 ) -> None:
@@ -484,7 +507,7 @@ def test_bytes_paths_arrays_and_images_give_the_same_mask(
 
 
 def test_images_are_forgotten_under_their_budget(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
-    predictor = Predictor(split, FakeBackend(), images=image_cache(photo.nbytes))
+    predictor = Predictor(split, FakeBackend(), images=ImageCache(photo.nbytes))
     one, two = png(photo), png(photo[:, ::-1])
     held = [predictor.segment(data, prompt).cache.image for data in (one, one, two, two, one)]
     assert held == [False, True, False, True, False]

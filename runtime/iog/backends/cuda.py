@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ class CudaMemory:
             raise BackendUnavailable("NVIDIA's CUDA bindings are not installed; install iog-runtime[gpu]") from e
         self._cuda: Any = runtime
         self._device: list[int] = []
+        self._recordings: list[Any] = []
         self._host: dict[int, UInt8Array] = {}  # page-locked, by the device address that it mirrors
         try:
             self._stream: Any = self._call("cudaStreamCreate")
@@ -66,15 +68,25 @@ class CudaMemory:
         self._call("cudaStreamSynchronize", self._stream)
 
     def record(self, work: Callable[[], None]) -> Any:
-        """The stream's work of one call, as a CUDA graph for `replay`: the same work on the same addresses."""
+        """The stream's work of one call, as a CUDA graph for `replay`: the same work on the same addresses.
+
+        It stays until `close`. Raises BackendError, or what `work` raises; the stream can be used on.
+        """
         self._call(
             "cudaStreamBeginCapture", self._stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         )
         try:
             work()
+        except BaseException:
+            with contextlib.suppress(BackendError):  # a failed one has nothing to give
+                self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", self._stream))
+            raise
+        graph = self._call("cudaStreamEndCapture", self._stream)
+        try:
+            self._recordings.append(self._call("cudaGraphInstantiate", graph, 0))
         finally:
-            graph = self._call("cudaStreamEndCapture", self._stream)
-        return self._call("cudaGraphInstantiate", graph, 0)
+            self._call("cudaGraphDestroy", graph)
+        return self._recordings[-1]
 
     def replay(self, recorded: Any) -> None:
         """Do recorded work again."""
@@ -82,6 +94,9 @@ class CudaMemory:
 
     def close(self) -> None:
         """Free everything; once."""
+        for recording in self._recordings:
+            self._call("cudaGraphExecDestroy", recording)
+        self._recordings.clear()
         for host in self._host.values():
             self._call("cudaFreeHost", host.ctypes.data)
         for address in self._device:

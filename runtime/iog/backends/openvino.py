@@ -89,7 +89,10 @@ class OpenVinoBackend:
 
 
 class OpenVinoGraph:
-    """A graph compiled for a batch of one, and, when another one comes, for any."""
+    """A graph compiled for a batch of one, and, when another one comes, for any.
+
+    The click graph is compiled for both at once: each first click has five windows, and would wait for it.
+    """
 
     def __init__(self, name: str, compile_for: Callable[[int | None], Any], info: GraphInfo) -> None:
         self.info = info
@@ -97,7 +100,8 @@ class OpenVinoGraph:
         self._compile_for = compile_for
         self._lock = threading.Lock()
         self._free: dict[int | None, list[Any]] = {}  # requests that no thread uses, by batch
-        self._models: dict[int | None, Any] = {1: compile_for(1)}
+        batches: tuple[int | None, ...] = (1, None) if name == "click" else (1,)
+        self._models: dict[int | None, Any] = {batch: compile_for(batch) for batch in batches}
         self._maps = {t.name for t in (*info.inputs, *info.outputs) if _is_map(t.name, t.shape)}
         self._kept = [_in_memory(t) for t in info.outputs] if name == "encoder" else None
 

@@ -152,9 +152,9 @@ class TrtProgram:
             else:
                 self._bind(tensors)
                 self._execute()
+                self._memory.wait()
                 if self._record:
-                    self._memory.wait()
-                    self._recorded[key] = self._memory.record(self._execute)
+                    self._keep(key)
             self._memory.wait()
         except RuntimeError as e:
             raise failure(self._name, e) from e
@@ -163,6 +163,13 @@ class TrtProgram:
         """Free the engine's memory."""
         self._recorded.clear()
         self._context = self._engine = None
+
+    def _keep(self, key: tuple[Buffer, ...]) -> None:
+        try:
+            self._recorded[key] = self._memory.record(self._execute)
+        except (RuntimeError, BackendError) as e:
+            self._record = False
+            logger.warning("graph %r runs without CUDA graphs, every click somewhat slower: %s", self._name, e)
 
     def _bind(self, tensors: Mapping[str, Buffer]) -> None:
         for t in self.info.inputs:

@@ -117,18 +117,21 @@ def segment(
     prompt = Prompt(box, inside, clicks)
 
     from iog.errors import InvalidImage
-    from iog.image import Image, read_bytes
+    from iog.image import DEFAULT_LIMITS, Image, ImageLimits, read_bytes
 
-    data = read_bytes(image)
-    opened = time.perf_counter()
+    limits, opened = DEFAULT_LIMITS, time.perf_counter()
     with ExitStack() as stack:
         ask: Callable[[], Segmentation]
         if server is not None:
             client = stack.enter_context(connect(server, timeout, tls, root_certificates))
+            theirs = client.limits(timeout=timeout)
+            limits = ImageLimits(theirs.image_bytes, theirs.image_pixels)
+            data = read_bytes(image, limits)
             ask = partial(client.segment, data, prompt, model=model, timeout=timeout)
         else:
             from iog.predictor import Predictor
 
+            data = read_bytes(image)
             predictor = stack.enter_context(Predictor.open(bundle_path(model), backend, device=device, threads=threads))
             ask = partial(predictor.segment, data, prompt, timeout=timeout)
         start = time.perf_counter()
@@ -145,7 +148,7 @@ def segment(
         from iog import overlay as pictures
 
         caption = f"{result.model}: {_extent(result)}"
-        drawn = pictures.overlay(Image.decode(data).pixels, prompt, result.mask, caption)
+        drawn = pictures.overlay(Image.decode(data, limits).pixels, prompt, result.mask, caption)
         write_file(overlay, picture(drawn, overlay))
     report = _report(image, output, result, open_ms=1e3 * (start - opened), total_ms=1e3 * (end - start))
     err = output == STDOUT

@@ -101,7 +101,7 @@ def serve(
     from iog.bundle import Bundle
     from iog.image import ImageLimits
     from iog.lane import Lane
-    from iog.predictor import Predictor, feature_cache, image_cache
+    from iog.predictor import ImageCache, Predictor, feature_cache
     from iog.rpc.server import ServerConfig
     from iog.rpc.server import serve as serve_until_stopped
 
@@ -122,7 +122,7 @@ def serve(
         raise click.UsageError(str(e), ctx) from e
     each = features_budget // max(1, len(model))  # on a GPU every model reserves its part
     engine = open_backend(backend, device=device, threads=threads, features_budget=each)
-    features, images, lane = feature_cache(features_budget), image_cache(images_budget), Lane()
+    features, images, lane = feature_cache(features_budget), ImageCache(images_budget), Lane()
     named: dict[str, Predictor] = {}
     with ExitStack() as stack:
         for which in model or (None,):

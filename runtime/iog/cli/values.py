@@ -13,6 +13,7 @@ from iog.prompt import Box, Click, Point
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 THREADS = click.IntRange(0, 1024)  # beyond that, starting them takes longer than any inference
+MAX_BYTES = 2.0**63
 MAX_SECONDS = 366 * 86400.0
 
 
@@ -65,7 +66,10 @@ def byte_count(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if not match or match[2] not in UNITS:
         raise click.BadParameter(f"{text!r} is no number of bytes; expected such as 512MiB, 1.5GB or 1073741824")
-    return int(float(match[1]) * UNITS[match[2]])
+    count = float(match[1]) * UNITS[match[2]]
+    if count > MAX_BYTES:
+        raise click.BadParameter(f"{text[:40]!r} is more memory than any machine has; expected at most 8 EiB")
+    return int(count)
 
 
 def in_bytes(count: float) -> str:

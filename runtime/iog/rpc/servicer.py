@@ -59,7 +59,7 @@ class SegmentationServicer(SegmentationServiceServicer):
                     return _uploaded(held, True)
                 data, digest = read_chunks(request_iterator, header, self._limits)
             deadline.check("receiving the image")
-            image, how = self._images.get_or_compute(digest, lambda: Image.decode(data, self._limits, digest), deadline)
+            image, how = self._images.decoded(data, digest, self._limits, deadline)
             return _uploaded(image, how == "hit")
 
     def Segment(self, request: pb.SegmentRequest, context: grpc.ServicerContext) -> pb.SegmentResponse:  # noqa: N802

@@ -10,7 +10,7 @@ import pytest
 from iog.backends.base import Backend
 from iog.backends.fake import FakeBackend
 from iog.bundle import Bundle
-from iog.predictor import Predictor, image_cache
+from iog.predictor import ImageCache, Predictor
 from iog.rpc.server import Server, ServerConfig
 
 MakePredictors = Callable[..., list[Predictor]]
@@ -21,7 +21,7 @@ def make_predictors(split_bundle: Path, single_bundle: Path) -> MakePredictors:
     """Makes predictors that share images: "small-split", the default, and "small-single"."""
 
     def make(backend: Backend | None = None, images_budget: int = 64 << 20) -> list[Predictor]:
-        backend, images = backend or FakeBackend(), image_cache(images_budget)
+        backend, images = backend or FakeBackend(), ImageCache(images_budget)
         return [Predictor(Bundle.open(path), backend, images=images) for path in (split_bundle, single_bundle)]
 
     return make
