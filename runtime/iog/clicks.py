@@ -66,9 +66,13 @@ class NetworkClicks:
             [1, 2, 3, 4, *(5 + i for i, (_, _, positive) in enumerate(self.refinements) if not positive)]
         ]
 
+    def divided(self, *, initial_only: bool) -> tuple[PointArray, PointArray]:
+        """Foreground and background points, of the initial ones or of all."""
+        return (self.initial[:1], self.initial[1:]) if initial_only else (self.foreground, self.background)
+
     def guidance(self, spec: GuidanceSpec, *, initial_only: bool) -> UInt8Array:
         """(2, S, S) foreground and background heat, of the initial points or of all."""
         heat = np.zeros((2, spec.size, spec.size), np.uint8)
-        draw(heat[0], self.initial[:1] if initial_only else self.foreground, spec)
-        draw(heat[1], self.initial[1:] if initial_only else self.background, spec)
+        for channel, points in zip(heat, self.divided(initial_only=initial_only), strict=True):
+            draw(channel, points, spec)
         return heat

@@ -14,18 +14,17 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from iog.arrays import Array, FloatArray, PointArray
+from iog.arrays import FloatArray
 from iog.backends import FEATURES_BUDGET, open_backend
 from iog.backends.base import Backend, FeaturesFull, Graph, open_graphs, stack
-from iog.backends.surgery import pad
 from iog.batcher import Batcher
 from iog.bundle import Bundle
+from iog.click_maps import ClickMaps, guidance_for
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.deadline import Deadline
 from iog.errors import BackendError, DeadlineExceeded, OutOfMemory
-from iog.features import LRU, ClickState, FeatureKey, Features
-from iog.guidance import windows
+from iog.features import LRU, FeatureKey, Features
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
 from iog.lane import Lane, Priority
 from iog.prompt import Prompt
@@ -96,8 +95,7 @@ class Predictor:
         self._features_of = bundle.digest if self._portable else f"{bundle.digest}@{next(_LOADS)}"
         self._heads = Batcher(self._run_heads, self._lane, backend.heads)
         if "click" in self._graphs:
-            _, channels, *_ = self._graphs["click"].info.outputs[0].shape
-            self._click_map_shape = (1, int(channels), bundle.guidance.grid, bundle.guidance.grid)
+            self._click_maps = ClickMaps(self._graphs["click"], bundle.guidance)
 
     @classmethod
     def open(
@@ -215,7 +213,7 @@ class Predictor:
         watch.lap("features")
         encoder = self._graphs["encoder"]
         frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
-        guidance = self._guidance(encoder, clicks, initial_only=True)
+        guidance = guidance_for(encoder, clicks, self.bundle.guidance, initial_only=True)
         watch.lap("crop")
         give_way = turn.enter_context(self._lane.turn(Priority.ENCODER, deadline))
         watch.lap("wait")
@@ -223,18 +221,16 @@ class Predictor:
         watch.lap("encoder")
         give_way()
         watch.lap("wait")
-        no_clicks = np.zeros(self._click_map_shape, np.float32)
-        new = _NewClicks(no_clicks, clicks.initial, clicks.initial[:1], clicks.initial[1:])
-        (click_map,) = self._with_room(lambda: self._add([new]))
+        initial = self._with_room(lambda: self._click_maps.initial(clicks))
         watch.lap("clicks")
         tensors = {t.name: a for t, a in zip(encoder.info.outputs, outputs, strict=True)}
-        return Features(tensors, ClickState((), click_map))
+        return Features(tensors, initial)
 
     def _run_heads(self, runs: Sequence[_HeadRun]) -> list[tuple[FloatArray, int]]:
         """The logits of each, (4g, 4g), and how many of its windows were computed."""
         for run in runs:
             run.watch.lap("wait")
-        states, counts = self._with_room(lambda: self._with_refinements(runs))
+        states, counts = self._with_room(lambda: self._click_maps.refined([(r.features, r.clicks) for r in runs]))
         for run in runs:
             run.watch.lap("clicks")
         names = runs[0].features.tensors
@@ -245,52 +241,6 @@ class Predictor:
         for run in runs:
             run.watch.lap("head")
         return list(zip(logits, counts, strict=True))
-
-    def _with_refinements(self, runs: Sequence[_HeadRun]) -> tuple[list[ClickState], list[int]]:
-        """The click states for all clicks, and how many windows each took: those of clicks that are new to it."""
-        states, counts, changes = [], [], {}
-        for i, (features, clicks, _) in enumerate(runs):
-            state = features.nearest(clicks.refinements)
-            new = clicks.points[len(clicks.initial) + len(state.refinements) :]  # (n, 2)
-            if len(new):
-                changes[i] = _NewClicks(state.map, new, clicks.foreground, clicks.background)
-            states.append(state)
-            counts.append(len(new))
-        for i, click_map in zip(changes, self._add(list(changes.values())) if changes else (), strict=True):
-            features, clicks, _ = runs[i]
-            states[i] = ClickState(clicks.refinements, click_map)
-            features.remember(states[i])
-        return states, counts
-
-    def _add(self, changes: Sequence[_NewClicks]) -> list[FloatArray]:
-        """Click maps in which the cells that new points reach stand for all foreground and background points."""
-        spec, graph = self.bundle.guidance, self._graphs["click"]
-        new = np.concatenate([change.new for change in changes])  # (n, 2)
-        origins = spec.window_origins(new)
-        counts = [len(change.new) for change in changes]
-        if _draws(graph):
-            sources = [change for change, count in zip(changes, counts, strict=True) for _ in range(count)]
-            heat = {"points": pad([s.foreground for s in sources], [s.background for s in sources])}
-        else:
-            parts = np.split(origins, np.cumsum(counts)[:-1])
-            drawn = [windows(at, c.foreground, c.background, spec) for at, c in zip(parts, changes, strict=True)]
-            heat = {"window": np.concatenate(drawn)}  # (n, 2, w, w)
-        (cells,) = graph.run({**heat, "origin": origins})  # (n, 64, c, c)
-        first, start, maps = spec.first_cells(new), 0, []
-        for change, count in zip(changes, counts, strict=True):
-            maps.append(change.map.copy())
-            place(maps[-1][0], cells[start : start + count], first[start : start + count])
-            start += count
-        return maps
-
-    def _guidance(self, graph: Graph, clicks: NetworkClicks, *, initial_only: bool) -> dict[str, Array]:
-        """The clicks as the graph takes them: heatmaps (1, 2, S, S), or points that it draws itself."""
-        if not _draws(graph):
-            return {"guidance": clicks.guidance(self.bundle.guidance, initial_only=initial_only)[None]}
-        foreground, background = clicks.initial[:1], clicks.initial[1:]
-        if not initial_only:
-            foreground, background = clicks.foreground, clicks.background
-        return {"points": pad([foreground], [background])}
 
     def _with_room(self, run: Callable[[], T]) -> T:
         """Run; where memory is too small, with less and less remembered of other objects, as far as that frees any.
@@ -314,7 +264,7 @@ class Predictor:
     ) -> tuple[FloatArray, CacheStatus]:
         frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
         network = self._graphs["network"]
-        guidance = self._guidance(network, clicks, initial_only=False)
+        guidance = guidance_for(network, clicks, self.bundle.guidance, initial_only=False)
         watch.lap("crop")
         with self._lane.turn(Priority.ENCODER, deadline):
             watch.lap("wait")
@@ -328,15 +278,6 @@ class _HeadRun(NamedTuple):
     features: Features
     clicks: NetworkClicks
     watch: _Stopwatch
-
-
-class _NewClicks(NamedTuple):
-    """Points to be added to a click map, and all points that it shall stand for."""
-
-    map: FloatArray
-    new: PointArray
-    foreground: PointArray
-    background: PointArray
 
 
 class _Stopwatch:
@@ -362,16 +303,3 @@ def _are_arrays(graphs: Mapping[str, Graph], bundle: Bundle) -> bool:
         return True
     declared = bundle.manifest.graphs["encoder"].outputs
     return [t.name for t in graphs["encoder"].info.outputs] == [t.name for t in declared]
-
-
-def _draws(graph: Graph) -> bool:
-    return any(t.name == "points" for t in graph.info.inputs)
-
-
-def place(click_map: FloatArray, cells: FloatArray, first: PointArray) -> None:
-    """Write (n, C, c, c) cells into the (C, g, g) map at their first cells (x, y); what lies outside is left out."""
-    grid, side = click_map.shape[-1], cells.shape[-1]
-    for block, (x, y) in zip(cells, first.tolist(), strict=True):
-        x0, x1, y0, y1 = max(x, 0), min(x + side, grid), max(y, 0), min(y + side, grid)
-        if x0 < x1 and y0 < y1:
-            click_map[:, y0:y1, x0:x1] = block[:, y0 - y : y1 - y, x0 - x : x1 - x]
