@@ -1,5 +1,6 @@
 """Click-to-mask with Inside-Outside Guidance: the encoder runs once per object, the head at every click."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from .segmentation import Segmentation as Segmentation
 
 __version__ = "0.1.0"
+
+# ONNX Runtime tells its makers where it runs, and keeps a database of it in the home directory, unless this is set
+# before it is loaded. Whoever wants that may set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Loaded when they are first used: `import iog` takes neither gRPC nor an inference engine nor OpenCV with it.
 _LAZY = {"Client": "client", "Image": "image", "Predictor": "predictor", "Segmentation": "segmentation"}

@@ -5,43 +5,49 @@ Section 3.1 of the paper: the box is "relaxed by several pixels before cropping"
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from iog.arrays import FloatArray, PointArray, UInt8Array
-from iog.errors import InvalidPrompt, OutOfMemory
+from iog.errors import OutOfMemory
 from iog.prompt import Box, Size
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Of a crop, which takes 7 bytes for each. With the default model's margin, a box around a whole image of 64 megapixels
-# has fewer unless the image is 24 times as wide as high.
-MAX_PIXELS = 1 << 29
+# Of a crop that is made as a whole, in which each takes 7 bytes. With the default model's margin, a box around a whole
+# image of 64 megapixels has fewer unless the image is three times as wide as high.
+MAX_WHOLE = 1 << 27
+LARGE = 1 << 24  # pixels; of larger crops no more are made at a time than there are cores
 BLOCK = 1 << 15  # values of a frame that are made at a time
 ALL = slice(None)
 NO_MEMORY = -4  # cv::Error::StsNoMem
 
 
-def _memory_told(call: Callable[P, R]) -> Callable[P, R]:
-    """OpenCV's lack of memory, told as ours."""
+def _in_turn(call: Callable[Concatenate[Crop, P], R]) -> Callable[Concatenate[Crop, P], R]:
+    """For what takes memory with the crop's size: large ones wait for each other, and a lack of it is told as ours."""
+    turns = threading.Semaphore(os.cpu_count() or 1)
 
     @wraps(call)
-    def told(*arguments: P.args, **named: P.kwargs) -> R:
+    def made(crop: Crop, *arguments: P.args, **named: P.kwargs) -> R:
         try:
-            return call(*arguments, **named)
+            with turns if crop.width * crop.height > LARGE else nullcontext():
+                return call(crop, *arguments, **named)
         except cv2.error as e:
             if e.code != NO_MEMORY:
                 raise
             raise OutOfMemory(f"no memory to cut out a crop or its mask ({e.err}); repeat the request later") from e
 
-    return told
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +81,10 @@ class Crop:
 
     @classmethod
     def around(cls, box: Box, spec: CropSpec) -> Crop:
-        """The crop of a box.
-
-        Raises InvalidPrompt for a box so long and thin that a margin of its longer side would fill the memory.
-        """
+        """The crop of a box."""
         x0, y0, x1, y1 = box.pixels
         margin = round(spec.relax_pixels + spec.relax_fraction * (max(x1 - x0, y1 - y0) + 1))
-        crop = cls(x0 - margin, y0 - margin, x1 + margin, y1 + margin, spec.size)
-        if crop.width * crop.height > MAX_PIXELS:
-            raise InvalidPrompt(
-                "box",
-                f"{box} needs a crop of {crop.width}x{crop.height} pixels; at most {MAX_PIXELS:,} are cut out: "
-                "draw a smaller box",
-            )
-        return crop
+        return cls(x0 - margin, y0 - margin, x1 + margin, y1 + margin, spec.size)
 
     @property
     def width(self) -> int:
@@ -104,21 +100,30 @@ class Crop:
         """The crop's part within an image of this size, (x0, y0, x1, y1), half-open."""
         return max(self.x0, 0), max(self.y0, 0), min(self.x1 + 1, size.width), min(self.y1 + 1, size.height)
 
-    @_memory_told
+    @property
+    def whole(self) -> bool:
+        """Whether it is made as a whole, and not its visible part alone."""
+        return self.width * self.height <= MAX_WHOLE
+
+    @_in_turn
     def extract(self, pixels: UInt8Array, interpolation: Literal["bilinear", "area"] = "bilinear") -> UInt8Array:
-        """(H, W) or (H, W, C) image -> (size, size[, C]); outside the image lies 0."""
+        """(H, W) or (H, W, C) image -> (size, size[, C]); outside the image lies 0.
+
+        Of a crop that is not `whole`, the visible part lies in the frame to the nearest pixel.
+        """
         size = Size(pixels.shape[0], pixels.shape[1])
         x0, y0, x1, y1 = self.visible(size)
         part: Any = pixels[y0:y1, x0:x1]
+        if not self.whole:
+            left, top, right, bottom = self._in_frame(size)
+            frame = np.zeros((self.size, self.size, *pixels.shape[2:]), np.uint8)
+            frame[top:bottom, left:right] = _fitted(part, right - left, bottom - top, interpolation)
+            return frame
         if (x1 - x0, y1 - y0) != (self.width, self.height):
             top, left = y0 - self.y0, x0 - self.x0
             bottom, right = self.y1 + 1 - y1, self.x1 + 1 - x1
             part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
-        if interpolation == "area":
-            # NB: shrink first. Where one axis is enlarged, OpenCV's INTER_AREA averages neither and shifts the image.
-            smaller = min(self.width, self.size), min(self.height, self.size)
-            part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
-        return np.asarray(cv2.resize(part, (self.size, self.size), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return _fitted(part, self.size, self.size, interpolation)
 
     def to_network(self, points: ArrayLike) -> PointArray:
         """(n, 2) image points (x, y) -> (n, 2) the network pixels nearest to the centres of the pixels they lie in."""
@@ -154,16 +159,37 @@ class Crop:
             part += 0.5
         return self.from_network(frame, size)
 
-    @_memory_told
+    @_in_turn
     def from_network(self, frame: FloatArray, size: Size) -> FloatArray:
         """(size, size) values in the network's frame -> (h, w) bilinear values of the crop's visible part."""
-        whole: Any = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         x0, y0, x1, y1 = self.visible(size)
+        if not self.whole:
+            left, top, right, bottom = self._in_frame(size)
+            part = np.ascontiguousarray(frame[top:bottom, left:right])
+            return np.asarray(cv2.resize(part, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR), np.float32)
+        whole: Any = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         visible: FloatArray = whole[y0 - self.y0 : y1 - self.y0, x0 - self.x0 : x1 - self.x0]
         return visible
 
+    def _in_frame(self, size: Size) -> tuple[int, int, int, int]:
+        """The network pixels, half-open, that the visible part takes: to the nearest, one at least."""
+        x0, y0, x1, y1 = self.visible(size)
+        scale = self._scale()
+        low = np.rint(((x0, y0) - np.array((self.x0, self.y0))) * scale).clip(0, self.size - 1).astype(int)
+        high = np.rint(((x1, y1) - np.array((self.x0, self.y0))) * scale).astype(int).clip(low + 1, self.size)
+        return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
     def _scale(self) -> NDArray[np.float64]:
         return np.array((self.size / self.width, self.size / self.height))
+
+
+def _fitted(part: Any, width: int, height: int, interpolation: Literal["bilinear", "area"]) -> UInt8Array:
+    """(h, w[, C]) -> (height, width[, C])."""
+    if interpolation == "area":
+        # NB: shrink first. Where one axis is enlarged, OpenCV's INTER_AREA averages neither and shifts the image.
+        smaller = min(part.shape[1], width), min(part.shape[0], height)
+        part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _resized(maps: FloatArray, target: int, out: FloatArray | None = None, rows: slice = ALL) -> FloatArray:

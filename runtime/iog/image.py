@@ -20,6 +20,9 @@ from iog.prompt import Size
 
 logger = logging.getLogger(__name__)
 
+MAX_SIDE = 1_000_000  # of what OpenCV encodes as PNG
+# A file of a megabyte may have ten thousand scans, which take minutes. Photographs have ten.
+JPEG, SCAN, MAX_SCANS = b"\xff\xd8", b"\xff\xda", 500
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow's many decoders, those that photographs come in
 
 
@@ -34,6 +37,13 @@ class ImageLimits:
         """Raise ImageTooLarge if an encoded image of so many bytes is not accepted."""
         if count > self.max_bytes:
             raise ImageTooLarge(f"image of {count:,} bytes; at most {self.max_bytes:,} are accepted")
+
+    def check_size(self, size: Size) -> None:
+        """Raise ImageTooLarge if an image of this size is not accepted."""
+        if size.width * size.height > self.max_pixels:
+            raise ImageTooLarge(f"image of {size} pixels; at most {self.max_pixels:,} are accepted")
+        if max(size.width, size.height) > MAX_SIDE:
+            raise ImageTooLarge(f"image of {size} pixels; at most {MAX_SIDE:,} are accepted on a side")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -63,12 +73,11 @@ class Image:
         Raises ImageTooLarge from the header alone, InvalidImage for anything that does not decode completely.
         """
         limits.check_bytes(len(data))
+        if data[:2] == JPEG and (scans := data.count(SCAN)) > MAX_SCANS:
+            raise InvalidImage(f"JPEG of {scans:,} scans, each of which is decoded over all of it; at most {MAX_SCANS}")
         try:
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                if picture.width * picture.height > limits.max_pixels:
-                    raise ImageTooLarge(
-                        f"image of {picture.width}x{picture.height} pixels; at most {limits.max_pixels:,} are accepted"
-                    )
+                limits.check_size(Size(picture.height, picture.width))
                 picture.load()
                 _turn_upright(picture)
                 pixels = _rgb(picture)
@@ -97,6 +106,8 @@ class Image:
             raise InvalidImage(f"array of {pixels.dtype} {pixels.shape}; expected uint8 (H, W, 3) RGB or (H, W) gray")
         if 0 in pixels.shape:
             raise InvalidImage(f"array of shape {pixels.shape} has no pixels")
+        if max(pixels.shape) > MAX_SIDE:
+            raise ImageTooLarge(f"array of shape {pixels.shape}; at most {MAX_SIDE:,} pixels are accepted on a side")
         rgb = np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)).view()
         rgb.flags.writeable = False
         digest = hashlib.sha256(f"rgb8 {rgb.shape}".encode())

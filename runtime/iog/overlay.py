@@ -27,6 +27,7 @@ DARK: Color = (20, 20, 24)
 FILL_OPACITY = 0.42
 
 _SUBPIXEL = 4  # fractional bits of the coordinates given to OpenCV
+_FAR = 1 << 20  # beyond every picture, within OpenCV's integers
 
 
 def overlay(
@@ -148,4 +149,4 @@ def _fixed(point: tuple[float, float]) -> tuple[int, int]:
 
 
 def _fixed_length(length: float) -> int:
-    return round(length * (1 << _SUBPIXEL))
+    return round(min(max(length, -_FAR), _FAR) * (1 << _SUBPIXEL))

@@ -36,7 +36,7 @@ class Point:
         _check_coordinates("point", self.x, self.y)
 
     def __str__(self) -> str:
-        return f"({self.x:g}, {self.y:g})"
+        return f"({self.x:.10g}, {self.y:.10g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Click:
         _check_coordinates("click", self.x, self.y)
 
     def __str__(self) -> str:
-        return f"({self.x:g}, {self.y:g})"
+        return f"({self.x:.10g}, {self.y:.10g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Box:
         )
 
     def __str__(self) -> str:
-        return f"({self.x0:g}, {self.y0:g}, {self.x1:g}, {self.y1:g})"
+        return f"({self.x0:.10g}, {self.y0:.10g}, {self.x1:.10g}, {self.y1:.10g})"
 
 
 @dataclass(frozen=True, slots=True)

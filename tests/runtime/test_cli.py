@@ -173,6 +173,32 @@ def test_overlay_is_a_picture_of_the_result(segment: Iog) -> None:
     assert picture.shape[0] > 480  # with a caption
 
 
+def test_two_names_of_one_file_are_not_written_over_each_other(segment: Iog) -> None:
+    Path("sub").mkdir()
+    Path("link.png").symlink_to("mask.png")
+    for other in ("sub/../mask.png", "link.png"):
+        assert_refused(segment("--overlay", other), "--overlay", "--output")
+
+
+def test_files_are_written_as_others_are(segment: Iog) -> None:
+    Path("plain").touch()
+    segment()
+    assert Path("mask.png").stat().st_mode == Path("plain").stat().st_mode
+    Path("mask.png").chmod(0o640)
+    segment()
+    assert Path("mask.png").stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir()) == ["mask.png", "photo.png", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("CLICK", "3,4", "x,y,fg"), ("FORMAT", "gif", "polygons")],
+)
+def test_options_are_read_from_the_environment_by_their_names(segment: Iog, name: str, value: str, words: str) -> None:
+    assert_refused(segment(**{f"IOG_SEGMENT_{name}": value}), words)
+    assert "area" in json.loads(segment(IOG_SEGMENT_JSON="1").stdout)
+
+
 def test_the_fake_backend_needs_no_engine(segment: Iog) -> None:
     assert segment("--backend", "fake").exit_code == 0
     assert read("mask.png").any()

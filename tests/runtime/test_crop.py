@@ -1,5 +1,7 @@
+import tracemalloc
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from iog import Box
 from iog.arrays import Array, UInt8Array
 from iog.crop import Crop, CropSpec, _resized
-from iog.errors import InvalidPrompt, OutOfMemory
+from iog.errors import OutOfMemory
 from iog.guidance import GuidanceSpec, heatmap
 from iog.mask import full_frame, threshold
 from iog.prompt import Size
@@ -60,12 +62,35 @@ def test_the_margin_is_pixels_and_a_share_of_the_longer_side() -> None:
     assert Crop.around(box, CropSpec(relax_pixels=2, relax_fraction=0.1, size=64)) == Crop(88, 188, 211, 261, 64)
 
 
-def test_a_long_thin_box_whose_margin_would_fill_the_memory_is_refused() -> None:
-    spec = CropSpec(size=256, relax_pixels=0, relax_fraction=0.12)
-    assert Crop.around(Box(0, 0, 29_999, 1_999), spec).width == 37_200
-    with pytest.raises(InvalidPrompt, match="needs a crop of 1240000x240016 pixels; at most") as refused:
-        Crop.around(Box(0, 5, 999_999, 20), spec)
-    assert refused.value.field == "box"
+def test_a_long_thin_box_takes_no_more_memory_than_its_image() -> None:
+    crop = Crop.around(Box(0, 0, 99_999, 3), CropSpec(size=64, relax_pixels=0, relax_fraction=0.12))
+    assert not crop.whole
+    image = np.zeros((4, 100_000), np.uint8)
+    image[:, 50_000:] = 200
+    tracemalloc.start()
+    frame = crop.extract(image, "area")
+    scores = crop.from_network(frame.astype(np.float32), Size(*image.shape))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * image.size
+    assert (frame > 0).sum() == round(0.5 * 64 / 1.24)
+    assert scores.shape == image.shape
+    np.testing.assert_array_equal(scores[:, [100, 99_900]], [[0, 200]] * 4)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "area"])
+@pytest.mark.parametrize("box", [Box(10, 20, 200, 180), Box(-50, 30, 150, 300), Box(5, 100, 310, 109)])
+def test_the_visible_part_alone_is_the_whole_crop_to_a_pixel(
+    photo: UInt8Array, box: Box, interpolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smooth = cv2.GaussianBlur(photo, (0, 0), 9)
+    crop, size = Crop.around(box, CropSpec(size=96)), Size(*photo.shape[:2])
+    whole = crop.extract(smooth, interpolation)  # type: ignore[arg-type]
+    scores = crop.from_network(whole[..., 0].astype(np.float32), size)
+    monkeypatch.setattr("iog.crop.MAX_WHOLE", 0)
+    part = crop.extract(smooth, interpolation)  # type: ignore[arg-type]
+    assert np.abs(part.astype(int) - whole)[1:-1, 1:-1].mean() < 6
+    assert np.abs(crop.from_network(whole[..., 0].astype(np.float32), size) - scores).mean() < 6
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "area"])
@@ -170,4 +195,4 @@ def test_scores_of_extreme_logits_are_certain(value: float) -> None:
 def test_a_crop_for_which_there_is_no_memory_says_so() -> None:
     crop = Crop(0, 0, (1 << 24) - 1, (1 << 24) - 1, 8)
     with pytest.raises(OutOfMemory, match="repeat"):
-        crop.from_network(np.zeros((8, 8), np.float32), Size(10, 10))
+        crop.from_network(np.zeros((8, 8), np.float32), Size(1 << 24, 1 << 24))

@@ -206,6 +206,21 @@ def test_exif_that_cannot_be_read_says_nothing(kind: str, exif: bytes) -> None:
     assert Image.decode(encoded(RAMP, kind, exif=exif)).size == Size(*RAMP.shape[:2])
 
 
+def test_a_jpeg_of_thousands_of_scans_is_refused_unread() -> None:
+    progressive = encoded(RAMP, "JPEG", progressive=True)
+    start = progressive.rindex(b"\xff\xda")
+    Image.decode(progressive)
+    with pytest.raises(InvalidImage, match="1,00. scans.*at most 500"):
+        Image.decode(progressive[:start] + 1000 * progressive[start:-2] + progressive[-2:])
+
+
+def test_no_side_is_longer_than_can_be_encoded() -> None:
+    with pytest.raises(ImageTooLarge, match="on a side"):
+        Image.of(np.zeros((1, 1_000_001), np.uint8))
+    with pytest.raises(ImageTooLarge, match="on a side"):
+        Image.decode(encoded(np.zeros((1, 1_000_001, 3), np.uint8), "PNG"))
+
+
 def test_a_lack_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: PIL.Image.Image) -> None:
         raise MemoryError

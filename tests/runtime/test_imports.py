@@ -1,7 +1,9 @@
 """What an import brings with it, in fresh interpreters."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +43,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="has no attribute 'Predicter'"):
         _ = iog.Predicter
+
+
+def test_nothing_is_told_to_the_makers_of_onnx_runtime(tmp_path: Path, split_bundle: Path) -> None:
+    code = f"from iog import Predictor; Predictor.open({str(split_bundle)!r}).close()"
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+    assert not list(tmp_path.rglob("*"))

@@ -26,7 +26,9 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("bundle", metavar="[DIR|NAME]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the manifest and what was found.")
+@click.option(
+    "--json", "as_json", envvar="IOG_INSPECT_JSON", is_flag=True, help="Print JSON: the manifest and what was found."
+)
 def inspect(bundle: str | None, as_json: bool) -> None:
     """Verify a bundle, the packaged default unless another is named, and show what is in it.
 

@@ -57,7 +57,8 @@ def connect(server: str, timeout: float, tls: bool, root_certificates: Path | No
             secure = tls or certificates is not None
             raise Unavailable(
                 f"no server answers at {server}; start one with `iog serve`, or correct the address"
-                + (", or give the --root-certificates that vouch for it" if secure else "")
+                + (", or give the --root-certificates that vouch for it" if secure else ", or use --tls if it does")
+                + f" ({e})"
             ) from e
         raise
     return client
@@ -92,7 +93,7 @@ def bundle_path(model: str | None) -> Path | None:
 
 @click.command(epilog=EPILOG)
 @server_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", envvar="IOG_MODELS_JSON", is_flag=True, help="Print JSON.")
 def models(server: str | None, tls: bool, root_certificates: Path | None, as_json: bool) -> None:
     """List the models that --model can name: the packaged ones, or those of a server."""
     rows: list[dict[str, Any]]

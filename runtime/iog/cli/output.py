@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,15 +74,25 @@ def write_file(path: Path, data: bytes) -> None:
         if target.exists() and not target.is_file():  # a pipe or a device
             target.write_bytes(data)
             return
-        temporary = target.with_name(f".iog-{os.getpid()}.tmp")
+        handle, name = tempfile.mkstemp(prefix=".iog-", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         try:
             temporary.write_bytes(data)
+            temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def _umask() -> int:
+    """Of this process, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def print_rich(content: RenderableType, *, err: bool = False) -> None:

@@ -52,6 +52,7 @@ orientation applied), x to the right, y down, from the top left corner.
 @click.option(
     "--click",
     "clicks",
+    envvar="IOG_SEGMENT_CLICK",
     type=values.correction,
     metavar="X,Y,fg|bg",
     multiple=True,
@@ -63,6 +64,7 @@ orientation applied), x to the right, y down, from the top left corner.
 @click.option(
     "--format",
     "form",
+    envvar="IOG_SEGMENT_FORMAT",
     type=click.Choice(list(SUFFIXES)),
     default="png",
     help="png: 0 and 255 in the image's size. rle: COCO's, as JSON. polygons: rings of pixel centres, as JSON.",
@@ -75,7 +77,7 @@ orientation applied), x to the right, y down, from the top left corner.
 @click.option("--threads", type=values.THREADS, default=0, help="On the CPU; 0 for one per core.")
 @click.option("--timeout", type=values.Seconds(min=0.001), default=30.0, help="In seconds.")
 @click.option("--timings/--no-timings", default=None, help="A table of stages. [on a terminal]", show_default=False)
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option("--json", "as_json", envvar="IOG_SEGMENT_JSON", is_flag=True, help="Report as JSON.")
 @click.pass_context
 def segment(
     ctx: click.Context,
@@ -108,7 +110,7 @@ def segment(
         check_target("--output", output, SUFFIXES[form], image)
     if overlay is not None:
         check_target("--overlay", overlay, PICTURES, image)
-        if overlay == output:
+        if output != STDOUT and overlay.resolve() == output.resolve():
             raise click.UsageError(f"--overlay and --output both name {str(output)!r}", ctx)
     if server is not None:
         given = [name for name in LOCAL if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]

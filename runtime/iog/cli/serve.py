@@ -62,7 +62,7 @@ pem = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--max-connection-age",
     type=Seconds(min=0),
     default=1800.0,
-    help="In seconds; then clients connect anew, so that replicas added later get their share. 0 for never.",
+    help="In seconds, 1 or more; then clients connect anew, so that replicas added later get their share. 0 for never.",
 )
 @option("--grace", type=Seconds(min=0), default=10.0, help="In seconds: to finish requests when stopping.")
 @option("--tls-certificate", type=pem, help="PEM file, with --tls-key.")

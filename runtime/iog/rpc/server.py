@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _SPARE_THREADS = 16
 _MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
 _POLL_S = 0.1
+# SIGHUP: the terminal has gone. Windows has none.
+_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _MAX_INT = 2**31 - 1  # of gRPC's options
 # Of the spare threads; the rest turn requests away.
 _REFLECTIONS = 4
@@ -84,9 +87,9 @@ class ServerConfig:
                 f"expected at most {_MAX_INT - _MESSAGE_OVERHEAD:,}"
             )
         age = self.max_connection_age_s
-        if age is not None and not 0 < age <= _MAX_INT / 1000:
+        if age is not None and not 1 <= age <= _MAX_INT / 1000:
             raise ValueError(
-                f"connections of at most {age:g} seconds; expected {_MAX_INT // 1000:,}, 24 days, at most, or never"
+                f"connections of at most {age:g} seconds; expected 1 to {_MAX_INT // 1000:,}, 24 days, or never"
             )
 
 
@@ -159,6 +162,7 @@ class Server:
         host, port = self.config.host, self.config.port
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         credentials = _credentials(self.config)
+        _check_free(host, port)
         try:
             if credentials is None:
                 self._port = self._server.add_insecure_port(target)
@@ -202,7 +206,7 @@ class Server:
 
 
 def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -> None:
-    """Serve until SIGINT or SIGTERM, then drain. To be called from the main thread, which alone gets signals.
+    """Serve until SIGINT, SIGTERM or SIGHUP, then drain. To be called from the main thread, which alone gets signals.
 
     Raises OSError if the address is taken, KeyboardInterrupt if a second signal ended the drain.
     """
@@ -212,7 +216,7 @@ def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -
         # NB: an exception raised here could strike inside gRPC and leave it half shut down, for ever.
         (hurry if asked_to_stop.is_set() else asked_to_stop).set()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in _STOPPING}
     try:
         server = Server(predictors, config)
         server.start()
@@ -225,6 +229,25 @@ def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises OSError, with the reason, if any address of the host cannot be listened on: gRPC is content with one."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as e:
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {e.strerror}") from e
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family is socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind(address)
+            except OSError as e:
+                if e.errno in (errno.EADDRINUSE, errno.EACCES):
+                    taken = "another server has this port" if e.errno == errno.EADDRINUSE else e.strerror
+                    raise OSError(e.errno, f"cannot listen on {address[0]}:{port}: {taken}") from e
 
 
 def _options(config: ServerConfig) -> list[tuple[str, Any]]:

@@ -613,6 +613,13 @@ def test_a_taken_port_is_one_clear_error(server: Server, make_predictors: MakePr
         second.start()
 
 
+def test_every_address_of_a_host_must_be_free(server: Server, make_predictors: MakePredictors) -> None:
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}: another server has this port"):
+        Server(make_predictors(), ServerConfig(host="localhost", port=server.port)).start()
+    with pytest.raises(OSError, match="cannot listen on no.such.host"):
+        Server(make_predictors(), ServerConfig(host="no.such.host", port=0)).start()
+
+
 def test_a_stopped_server_frees_its_port(start_server: StartServer, connect: Connect) -> None:
     first = start_server()
     first.stop()
