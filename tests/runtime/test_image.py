@@ -210,7 +210,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_unread() -> None:
     progressive = encoded(RAMP, "JPEG", progressive=True)
     start = progressive.rindex(b"\xff\xda")
     Image.decode(progressive)
-    with pytest.raises(InvalidImage, match="1,00. scans.*at most 500"):
+    with pytest.raises(InvalidImage, match=r"1,00. scans.*at most 500"):
         Image.decode(progressive[:start] + 1000 * progressive[start:-2] + progressive[-2:])
 
 

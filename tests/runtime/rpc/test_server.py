@@ -616,7 +616,7 @@ def test_a_taken_port_is_one_clear_error(server: Server, make_predictors: MakePr
 def test_every_address_of_a_host_must_be_free(server: Server, make_predictors: MakePredictors) -> None:
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}: another server has this port"):
         Server(make_predictors(), ServerConfig(host="localhost", port=server.port)).start()
-    with pytest.raises(OSError, match="cannot listen on no.such.host"):
+    with pytest.raises(OSError, match=r"cannot listen on no\.such\.host"):
         Server(make_predictors(), ServerConfig(host="no.such.host", port=0)).start()
 
 
