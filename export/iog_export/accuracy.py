@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
-from iog.arrays import BoolArray, UInt8Array
+from iog.backends.ort import OrtBackend
 from iog.bundle import Bundle
-from iog.crop import Crop
-from iog.image import Image
-from iog.prompt import Prompt
+from iog.predictor import Predictor
 
-from .datasets import DataSet
-from .datasets.formats import open_layout
+from .datasets import DataSet, Layout
 from .evaluation import protocol
-from .evaluation.objects import representative, spread
+from .evaluation.measure import Deployed
+from .evaluation.objects import representative, spread, uncounted
 from .evaluation.protocol import Segmenter
 from .evaluation.session import annotate
-from .networks import IOG
-from .verify import reference_logits
 
 CLICKS = (3, 5)  # after which masks are judged
 
@@ -43,11 +38,13 @@ def untracked(items: Items, what: str) -> Iterable[Any]:
     return items
 
 
-def open_objects(data: Path, split: str, count: int | None) -> DataSet:
-    """The objects of a data folder's split that evaluations count, at most `count`, evenly. Raises DataError."""
-    found = DataSet.open(open_layout(data, split))
+def open_objects(layout: Layout, count: int | None, warn: Callable[[str], None] = lambda line: None) -> DataSet:
+    """The objects that evaluations count, at most `count`, evenly. warn: is told what is left out. Raises DataError."""
+    found = DataSet.open(layout)
     items = representative(found.items)
-    return found.only(spread(items, min(count or len(items), len(items))))
+    for line in (*found.warnings(), *uncounted(found.items)):
+        warn(line)
+    return found.only(spread(items, count or len(items)))
 
 
 def mean_ious(
@@ -59,16 +56,9 @@ def mean_ious(
     return {count: float(np.mean([ious[count - 3] for ious in tracks])) for count in CLICKS}
 
 
-def torch_segmenter(network: IOG, bundle: Bundle) -> Segmenter:
-    """The torch network in fp32, with a bundle's crop, guidance and threshold."""
-
-    def segment(pixels: UInt8Array, prompt: Prompt) -> BoolArray:
-        image = Image.from_array(pixels)
-        logits = reference_logits(network, bundle, image, prompt)
-        crop = Crop.around(prompt.within(image.size).box, bundle.crop)
-        mask = np.zeros(pixels.shape[:2], bool)
-        x0, y0, x1, y1 = crop.visible(image.size)
-        mask[y0:y1, x0:x1] = crop.scores(logits, image.size) > bundle.manifest.threshold
-        return mask
-
-    return segment
+def deployed_ious(
+    bundle: Bundle, objects: DataSet, track: Track = untracked, what: str = "mean IoU"
+) -> dict[int, float]:
+    """The same of a bundle, on ONNX Runtime."""
+    with Predictor(bundle, OrtBackend()) as predictor:
+        return mean_ious(Deployed(predictor), objects, track, what)

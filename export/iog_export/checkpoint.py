@@ -6,12 +6,15 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from iog.bundle import CropInfo
+from iog.crop import CropSpec
 from iog.errors import IogError
 from torch import Tensor
 
@@ -103,6 +106,36 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping) or not isinstance(content.get("spec"), Mapping):
         return {}
     return {key: value for key, value in content.items() if key != "state_dict"}
+
+
+@contextmanager
+def noted_in(path: str | Path) -> Iterator[None]:
+    """Around the use of what `read_metadata` found. Raises CheckpointError: it cannot be used, and why."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+        problem = " ".join(str(e).split())
+        raise CheckpointError(f"checkpoint {path} has settings of its own, which are not usable: {problem}") from e
+
+
+def spec_of(settings: Mapping[str, Any]) -> NetworkSpec:
+    """The network that is noted. Raises TypeError, ValueError."""
+    _check_known(settings, NetworkSpec)
+    return NetworkSpec(**settings)
+
+
+def crop_of(settings: Mapping[str, Any]) -> CropSpec:
+    """The crop that is noted, if a bundle can have it. Raises TypeError, ValueError."""
+    _check_known(settings, CropSpec)
+    crop = CropSpec(**settings)
+    CropInfo(**asdict(crop))
+    return crop
+
+
+def _check_known(settings: Mapping[str, Any], kind: type[NetworkSpec | CropSpec]) -> None:
+    known = [field.name for field in fields(kind)]
+    if unknown := [str(name) for name in settings if name not in known]:
+        raise ValueError(f"{', '.join(unknown)}: unknown to this version of iog, which expects {', '.join(known)}")
 
 
 def infer_spec(state: StateDict) -> NetworkSpec | None:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-import torch
-from iog.bundle import NAME, CropInfo
-from iog.crop import CropSpec
+from iog.bundle import NAME
+from iog.cli.values import Number
 from iog.guidance import GuidanceSpec
-from iog.image import Image
 from rich.console import Console
 from rich.status import Status
 
 from .accuracy import Items, open_objects
-from .checkpoint import CheckpointError, load_checkpoint, read_metadata
+from .checkpoint import crop_of, load_checkpoint, noted_in, read_metadata, spec_of
+from .datasets import FORMATS, open_layout, shared
 from .export import ExportPlan, export_bundle
-from .networks import IOG, NetworkSpec
+from .networks import IOG, randomize
 from .networks.resnet import ARCHITECTURES
 from .quantize import MIN_OBJECTS, Calibration
 from .tensorrt import GPUS, EnginePlan
@@ -82,15 +81,16 @@ Examples:
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0, 100),
+    type=Number(0, 100),
     default=0.5,
     show_default=True,
-    help="Points of mean IoU that int8 may lose there, after three clicks and after five.",
+    help="Points of mean IoU that int8 or uint8 may lose there, after three clicks and after five.",
 )
 @click.option(
     "--features",
     type=click.Choice(["fp32", "fp16", "uint8"]),
-    help="How features are stored between clicks. [default: fp32 for fp32, otherwise fp16]",
+    help="How features are stored between clicks, of networks with refinement branch. [default: fp32 for fp32, "
+    "otherwise fp16]",
 )
 @click.option(
     "--accuracy",
@@ -99,6 +99,12 @@ Examples:
     "for the proof in the manifest.",
 )
 @click.option("--accuracy-objects", type=click.IntRange(1), help="At most so many of them. [default: all]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(FORMATS)),
+    help="Of the folders that --calibration and --accuracy name. [default: recognised]",
+)
 @click.option(
     "--target",
     type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
@@ -142,6 +148,7 @@ def export(
     features: Any,
     accuracy: Path | None,
     accuracy_objects: int | None,
+    form: str | None,
     target: str,
     engine_precision: Any,
     gpu: str | None,
@@ -171,7 +178,7 @@ def export(
     if precision == "int8" and features == "uint8":  # ONNX Runtime fuses scales by channel into sums that have none
         raise click.UsageError("--features uint8 does not go with --precision int8; choose fp16 or fp32")
     if calibration and "int8" not in (precision, engine_precision) and features != "uint8":
-        raise click.UsageError(f"--calibration is for --precision int8 and --features uint8, not {precision}")
+        raise click.UsageError("--calibration is for --precision int8, --engine-precision int8 and --features uint8")
     if gpu and target != "tensorrt-rtx":
         raise click.UsageError("--gpu is for --target tensorrt-rtx: others need no choice")
     name = name or out.resolve().name.lower()
@@ -182,43 +189,45 @@ def export(
     if width is not None and width % 2:
         raise click.BadParameter(f"{width} is odd; bottlenecks halve it", param_hint="--width")
     noted = read_metadata(checkpoint) if checkpoint else {}
-    try:
-        spec = NetworkSpec(
-            **{
+    with noted_in(checkpoint) if checkpoint and noted else nullcontext():
+        spec = spec_of(
+            {
                 "backbone": "resnet101",
                 "refine": True,
                 **noted.get("spec", {}),
                 **_given(backbone=backbone, width=width, refine=None if network is None else network == "iog-refine"),
             }
         )
-        crop = CropSpec(
-            **{
+        crop = crop_of(
+            {
                 "size": 512,
                 "corner_offset": 10,
                 **noted.get("crop", {}),
                 **_given(size=size, corner_offset=corner_offset),
             }
         )
-        CropInfo(**asdict(crop))
         guidance = GuidanceSpec(crop.size, crop.size * _relative_fwhm(noted))
         threshold = noted.get("threshold", 0.5)
         if not 0 < threshold < 1:
             raise ValueError(f"threshold {threshold}; expected a number between 0 and 1")
-    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
-        if not noted:
-            raise
-        problem = " ".join(str(e).split())
-        raise CheckpointError(
-            f"checkpoint {checkpoint} has settings of its own, which are not usable: {problem}"
-        ) from e
+    if features and not spec.refine:
+        raise click.UsageError("--features is for networks with refinement branch: others store nothing between clicks")
     console = Console(stderr=True, highlight=False)
+
+    def warn(line: str) -> None:
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+
     with console.status("reading labels"):
+        ranging = open_layout(calibration, "train", form=form) if calibration else None
+        measuring = open_layout(accuracy, "val", form=form) if accuracy else None
+        if ranging and measuring and (both := shared(ranging, measuring)):
+            problem = f"{len(both)} photographs of its validation split, such as {both[0]}, are in the training split"
+            raise click.BadParameter(f"{problem} of --calibration; expected others", param_hint="--accuracy")
         calibrated, measured = None, None
-        if calibration:
-            objects = open_objects(calibration, "train", calibration_objects)
-            calibrated = Calibration(objects, max_loss / 100)
-        if accuracy:
-            measured = f"{accuracy.name}, val", open_objects(accuracy, "val", accuracy_objects)
+        if ranging:
+            calibrated = Calibration(open_objects(ranging, calibration_objects, warn), max_loss / 100)
+        if accuracy and measuring:
+            measured = f"{accuracy.name}, val", open_objects(measuring, accuracy_objects, warn)
     with console.status("loading weights") as status:
         net = IOG(spec)
         if checkpoint:
@@ -270,37 +279,6 @@ def export(
 
 
 _APIS: Mapping[str, Literal["tensorrt", "tensorrt_rtx"]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-
-
-def randomize(network: IOG, seed: int) -> None:
-    """Fill a network with random weights whose activations have the spread of a trained network's.
-
-    Batch norms take the statistics of a photograph: with those of initialization, deep residual networks overflow.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            fan = parameter[0].numel()
-            parameter.data.normal_(0, (2 / fan) ** 0.5, generator=generator)
-    for name, module in network.named_modules():
-        if name.endswith(
-            "bn3"
-        ):  # residual branches that add little, as trained ones: otherwise depth amplifies rounding
-            torch.nn.init.constant_(module.weight, 0.3)
-    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative: the statistics of what follows
-    image = Image.read(min(PHOTOGRAPHS.glob("*.jpg"))).pixels[:256, :256]
-    inputs = torch.zeros(2, 5, 256, 256)
-    inputs[:, :3] = torch.from_numpy(image.copy()).permute(2, 0, 1)
-    inputs[1] = inputs[1].flip(2)
-    inputs[:, 3, 120:136, 120:136] = inputs[:, 4, 30:46, 30:46] = 200
-    with torch.no_grad():
-        network.train()(inputs)
-    for norm in norms:
-        norm.momentum = 0.1
-    network.eval()
 
 
 def _given(**values: Any) -> dict[str, Any]:

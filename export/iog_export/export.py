@@ -32,24 +32,21 @@ from iog.bundle import (
 from iog.crop import CropSpec
 from iog.errors import BackendUnavailable
 from iog.guidance import GuidanceSpec
-from iog.predictor import Predictor
 from torch import Tensor, nn
 
-from .accuracy import Track, mean_ious, torch_segmenter, untracked
+from .accuracy import Track, deployed_ious, mean_ious, untracked
 from .datasets import DataSet
-from .evaluation.measure import Deployed
 from .networks import IOG
-from .quantize import Calibration, quantize, record
+from .quantize import Calibration, check_loss, quantize, record
+from .segmenter import torch_segmenter
 from .split import split, whole
 from .storage import channel_ranges, store_as_half, store_as_uint8
 from .tensorrt import EnginePlan, build_engines, prove_engines, target
-from .to_onnx import OnnxGraph, export_graph, finish, to_half_storage
+from .to_onnx import KEEP_FLOAT, OnnxGraph, Precision, export_graph, finish, to_half_storage
 from .verify import LOGIT_TOLERANCE, Case, cases, check_graph, prove, summary
 
-Precision = Literal["fp32", "fp16", "int8"]
 Storage = Literal["fp32", "fp16", "uint8"]
-COARSENESS = ("fp32", "fp16", "int8")
-KEEP_FLOAT = frozenset({"logits", "cells", "clicks"})  # small, and drawn or thresholded by the runtime in float32
+COARSENESS = ("fp32", "fp16", "uint8", "int8")
 UNPROVED = Proof(cases=(), max_logit_error=0, logit_tolerance=1, mask_disagreement=0, mask_tolerance=1)
 
 
@@ -59,8 +56,8 @@ class ExportPlan:
 
     crop, guidance: how the network was trained to see images and clicks. checkpoint: where the weights come from.
     features: how they are stored between encoder and head; None for fp32 in fp32 bundles and fp16 in others.
-    calibration: for int8 and for uint8 features; without it the proof's photographs give the ranges, and every layer is
-        int8.
+    calibration: for int8 and for uint8 features; without it the proof's photographs give the ranges, every layer is
+        int8, and no loss is measured.
     accuracy: objects to measure the bundle and the torch network on, and a name for them.
     engines: TensorRT engines to build beside the ONNX graphs.
     """
@@ -87,9 +84,8 @@ class ExportPlan:
     @property
     def tolerance(self) -> str:
         """By which the proof judges: that of the coarsest rounding in the bundle."""
-        stored: Precision = "int8" if self.storage == "uint8" else self.storage
-        coarsest = max(self.precision, stored, key=COARSENESS.index)
-        return "random-int8" if coarsest == "int8" and self.checkpoint_sha256 is None else coarsest
+        coarsest = max(self.precision, self.storage, key=COARSENESS.index)
+        return "random-int8" if coarsest in ("uint8", "int8") and self.checkpoint_sha256 is None else coarsest
 
 
 def export_bundle(
@@ -126,6 +122,8 @@ def export_bundle(
     all_cases = cases(photographs)
     graphs, quantization = _in_precision(plan, plain, exact, all_cases, progress, track)
     bundle = Bundle(out, _manifest(network, plan, graphs, UNPROVED), "0" * 64, {n: g.model for n, g in graphs.items()})
+    if plan.storage == "uint8" and plan.calibration:
+        check_loss(plain, bundle, plan.calibration, progress, track)
     results = []
     progress(f"proving the click path on {len(all_cases)} objects")
     for result in prove(network, bundle, all_cases, precision=plan.tolerance):
@@ -185,9 +183,9 @@ def _in_precision(
 
 
 def _accuracy(network: IOG, bundle: Bundle, name: str, objects: DataSet, track: Track) -> Accuracy:
-    with Predictor(bundle, OrtBackend()) as predictor:
-        found = mean_ious(Deployed(predictor), objects, track, "mean IoU of the bundle")
-    expected = mean_ious(torch_segmenter(network, bundle), objects, track, "mean IoU of the torch network")
+    found = deployed_ious(bundle, objects, track, "mean IoU of the bundle")
+    segment = torch_segmenter(network, bundle.crop, bundle.guidance, bundle.manifest.threshold)
+    expected = mean_ious(segment, objects, track, "mean IoU of the torch network")
     return Accuracy(data=name, objects=len(objects), iou=found, torch=expected)
 
 

@@ -29,7 +29,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from .accuracy import Track, mean_ious
+from .accuracy import Track, deployed_ious, mean_ious
 from .datasets import DataSet
 from .evaluation.measure import Deployed
 from .evaluation.objects import spread
@@ -45,7 +45,7 @@ FLOAT_GRAPHS = frozenset({"click"})
 
 
 class CalibrationError(IogError):
-    """Photographs from which int8 ranges cannot be taken."""
+    """Too few photographs to take ranges from, or ranges with which a bundle loses too much."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def quantize(
 
     def ious(changed: Mapping[str, onnx.ModelProto]) -> dict[int, float]:
         data = {name: model.SerializeToString() for name, model in changed.items()}
-        with Predictor(replace(bundle, graphs={**bundle.graphs, **data}), OrtBackend()) as predictor:
-            return mean_ious(Deployed(predictor), objects, track)
+        return deployed_ious(replace(bundle, graphs={**bundle.graphs, **data}), objects, track)
 
     progress(f"measuring mean IoU on {len(objects)} objects")
     expected = ious({})
@@ -139,6 +138,22 @@ def quantize(
         loss=lost,
         max_loss=calibration.max_loss,
     )
+
+
+def check_loss(
+    exact: Bundle, bundle: Bundle, calibration: Calibration, progress: Callable[[str], None], track: Track
+) -> None:
+    """Measure what a bundle with uint8 features loses against the fp32 one. Raises CalibrationError for too much."""
+    objects = calibration.judging
+    progress(f"measuring mean IoU on {len(objects)} objects")
+    expected, found = (deployed_ious(each, objects, track) for each in (exact, bundle))
+    lost = max(expected[count] - found[count] for count in expected)
+    progress(f"{lost:+.4f} of mean IoU lost with uint8 features, {calibration.max_loss:g} allowed")
+    if not lost <= calibration.max_loss:
+        raise CalibrationError(
+            f"with uint8 features the bundle loses {lost:.4f} of mean IoU, over {calibration.max_loss:g}; "
+            "export it with --features fp16, or give other --calibration photographs"
+        )
 
 
 class Recorder:
@@ -270,11 +285,14 @@ def _layer(weight: str) -> str:
     return re.sub(r"(\.\d+)\.(conv\d|downsample\.0)$", r"\1", weight.removesuffix(".weight"))
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped
+class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped
+    """What a graph is given, one after the other, as ONNX Runtime's calibrators ask for it."""
+
     def __init__(self, fed: Iterable[Inputs]) -> None:
         self._fed = iter(fed)
 
     def get_next(self) -> dict[str, Array] | None:
+        """The next one, None after the last."""
         given = next(self._fed, None)
         return None if given is None else dict(given)
 
@@ -284,7 +302,7 @@ def _ranges(model: onnx.ModelProto, fed: Sequence[Inputs], track: Track, what: s
         plain, augmented = Path(directory, "plain.onnx"), Path(directory, "augmented.onnx")
         onnx.save_model(model, plain)
         calibrator = create_calibrator(plain, OPERATORS, str(augmented))
-        calibrator.collect_data(_Reader(track(fed, what)))
+        calibrator.collect_data(Reader(track(fed, what)))
         return calibrator.compute_data()
 
 

@@ -14,26 +14,23 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import onnx
-from iog.arrays import Array
 from iog.backends.cache import cache_directory
 from iog.backends.cuda import CudaMemory
 from iog.backends.device import adapted, shapes
 from iog.backends.trt import PORTABLE_FROM, TrtBackend, installed_apis, logger_of
 from iog.bundle import Bundle, EngineInfo, GraphInfo, Manifest, write_bundle
 from iog.errors import BackendError, BackendUnavailable, BundleError
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from .networks import IOG
-from .quantize import FLOAT_GRAPHS, Sample
+from .quantize import FLOAT_GRAPHS, Inputs, Reader, Sample
+from .to_onnx import KEEP_FLOAT, Precision
 from .verify import Case, prove
 
 GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120")  # that TensorRT-RTX can be told to build for
-KEEP_FLOAT = frozenset({"clicks", "cells", "logits"})  # what the runtime draws and thresholds in float32
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def to_half(model: bytes) -> bytes:
     return bytes(half.model.SerializeToString())
 
 
-def to_symmetric_int8(model: bytes, samples: Iterable[Mapping[str, Array]]) -> bytes:
+def to_symmetric_int8(model: bytes, samples: Iterable[Inputs]) -> bytes:
     """Convolutions in int8 as TensorRT wants them: symmetric ranges, biases in float."""
     with TemporaryDirectory() as directory:
         plain, prepared, quantized = (Path(directory, f"{step}.onnx") for step in ("plain", "prepared", "quantized"))
@@ -136,7 +133,7 @@ def to_symmetric_int8(model: bytes, samples: Iterable[Mapping[str, Array]]) -> b
         quantize_static(
             prepared,
             quantized,
-            _Reader(samples),
+            Reader(samples),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             per_channel=True,
@@ -187,11 +184,3 @@ def _build_timed(builder: Any, network: Any, config: Any, file: str) -> Any:
     written.write_bytes(bytes(timing.serialize()))
     written.replace(timings)  # whole, whoever else builds at the same time
     return engine
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, samples: Iterable[Mapping[str, Array]]) -> None:
-        self._samples = iter(samples)
-
-    def get_next(self) -> Mapping[str, Array] | None:
-        return next(self._samples, None)

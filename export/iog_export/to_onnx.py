@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -28,8 +28,11 @@ DTYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.FLOAT: "float32",
 }
+KEEP_FLOAT = frozenset({"clicks", "cells", "logits"})  # small, and drawn or thresholded by the runtime in float32
 HALF_SUFFIX = "_fp16"  # of the names under which such weights are stored
 HALF_MIN_VALUES = 64  # smaller initializers stay float32: they are scalars and shapes of the arithmetic, not weights
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def _in_turn(call: Callable[Concatenate[Crop, P], R]) -> Callable[Concatenate[Cr
     turns = threading.Semaphore(os.cpu_count() or 1)
 
     @wraps(call)
-    def made(crop: Crop, *arguments: P.args, **named: P.kwargs) -> R:
+    def made(crop: Crop, /, *arguments: P.args, **named: P.kwargs) -> R:
         try:
             with turns if crop.width * crop.height > LARGE else nullcontext():
                 return call(crop, *arguments, **named)

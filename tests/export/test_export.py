@@ -14,8 +14,8 @@ from iog.bundle import Bundle
 from iog.image import Image
 from iog_export import verify
 from iog_export.checkpoint import CheckpointError
-from iog_export.cli import export, randomize
-from iog_export.networks import IOG, NetworkSpec
+from iog_export.cli import export
+from iog_export.networks import IOG, NetworkSpec, randomize
 from iog_export.unsplit import unsplit
 from iog_export.verify import PHOTOGRAPHS, reference_logits
 

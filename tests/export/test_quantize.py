@@ -1,8 +1,9 @@
 """`iog export --precision int8`: which layers become int8 is decided by what they lose."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 from iog.arrays import Array
 from iog.bundle import Bundle, GraphInfo, TensorInfo
+from iog.crop import CropSpec
+from iog.guidance import GuidanceSpec
 from iog.predictor import Predictor
+from iog_export import quantize, to_onnx
 from iog_export.accuracy import open_objects, untracked
 from iog_export.cli import export
-from iog_export.datasets import DataError
+from iog_export.datasets import DataError, DataSet, open_layout
+from iog_export.export import ExportPlan
 from iog_export.quantize import Calibration, CalibrationError, Quantizer, Sample, least_float
 from iog_export.storage import channel_ranges, store_as_uint8
 from iog_export.to_onnx import OnnxGraph
@@ -44,6 +49,23 @@ network (uint8[batch,16,16,3] image, uint8[batch,2,16,16] guidance) => (float[ba
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(export, [*arguments, "--photograph", str(CHELSEA)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """The exports are of one network, whose tracing takes most of their time."""
+    traced: dict[str, onnx.ModelProto] = {}
+
+    def export_graph(name: str, *rest: Any) -> onnx.ModelProto:
+        if name not in traced:
+            traced[name] = to_onnx.export_graph(name, *rest)
+        model = onnx.ModelProto()
+        model.CopyFrom(traced[name])
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("iog_export.export.export_graph", export_graph)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +202,59 @@ def test_an_int8_bundle_is_calibrated_proved_and_says_what_it_costs(album: Path,
 
 def test_too_few_objects_to_calibrate_on_are_refused(album: Path) -> None:
     with pytest.raises(CalibrationError, match="2 objects to calibrate on; expected at least 16"):
-        Calibration(open_objects(album, "val", None))
+        Calibration(open_objects(open_layout(album, "val"), None))
+
+
+def test_uint8_features_that_lose_too_much_on_other_objects_than_gave_ranges_are_refused(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = Calibration(open_objects(open_layout(album, "train"), None))
+    measured = []
+
+    def ious(bundle: Bundle, objects: DataSet, track: object) -> dict[int, float]:
+        stored = {t.dtype for t in bundle.manifest.graphs["head"].inputs if t.name != "clicks"}
+        assert objects.items == calibration.judging.items
+        measured.append(stored)
+        return {3: 0.7, 5: 0.8} if stored == {"float32"} else {3: 0.69, 5: 0.78}
+
+    monkeypatch.setattr(quantize, "deployed_ious", ious)
+    arguments = ["--features", "uint8", "--calibration", str(album), "--max-loss", "1", "--out", str(tmp_path / "x")]
+    result = run(*TINY, *arguments)
+    assert isinstance(result.exception, CalibrationError)
+    assert "with uint8 features the bundle loses 0.0200 of mean IoU, over 0.01" in str(result.exception)
+    assert measured == [{"float32"}, {"uint8"}]
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("sha256", "features", "expected"),
+    [("0" * 64, "uint8", "uint8"), ("0" * 64, None, "fp16"), (None, "uint8", "random-int8")],
+)
+def test_the_proof_judges_by_the_coarsest_rounding(
+    sha256: str | None, features: Literal["uint8"] | None, expected: str
+) -> None:
+    plan = ExportPlan("some", CropSpec(64), GuidanceSpec(64, 2.0), "fp16", 0.5, "some.pt", sha256, features=features)
+    assert plan.tolerance == expected
+
+
+def test_accuracy_is_not_measured_on_photographs_that_gave_ranges(album: Path, tmp_path: Path) -> None:
+    (tmp_path / "discs").symlink_to(album / "discs")
+    (tmp_path / "val.txt").write_text("discs/3\ndiscs/17")
+    arguments = ["--precision", "int8", "--calibration", str(album), "--accuracy", str(tmp_path)]
+    result = run(*TINY, *arguments, "--out", str(tmp_path / "x"))
+    assert result.exit_code == 2
+    problem = "1 photographs of its validation split, such as discs/3, are in the training split of --calibration"
+    assert problem in " ".join(result.output.replace("│", " ").split())
+
+
+def test_the_format_of_the_photographs_can_be_named(album: Path, tmp_path: Path) -> None:
+    for folder in ("img", "inst"):  # as SBD has
+        (tmp_path / folder).mkdir()
+    (tmp_path / "discs").symlink_to(album / "discs")
+    (tmp_path / "train.txt").write_text("discs/0")
+    arguments = ["--precision", "int8", "--calibration", str(tmp_path), "--out", str(tmp_path / "x")]
+    assert "looks like folders and sbd" in str(run(*TINY, *arguments).exception)
+    assert "1 objects to calibrate on" in str(run(*TINY, *arguments, "--format", "folders").exception)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +264,10 @@ def test_too_few_objects_to_calibrate_on_are_refused(album: Path) -> None:
         (["--random-weights", "1", "--precision", "int8", "--features", "uint8"], "does not go with --precision int8"),
         (
             ["--random-weights", "1", "--calibration", "."],
-            "--calibration is for --precision int8 and",
+            "--calibration is for --precision int8, --engine-precision int8 and --features uint8",
         ),
         (["--checkpoint", "weights.pth", "--features", "uint8"], "--features uint8 needs --calibration DATA"),
+        (["--random-weights", "1", "--network", "iog", "--features", "fp16"], "others store nothing between clicks"),
         (["--random-weights", "1", "--precision", "int8", "--calibration", "nowhere"], "'nowhere' does not exist"),
     ],
 )

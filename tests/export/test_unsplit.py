@@ -10,8 +10,7 @@ import torch
 from iog.bundle import Bundle
 from iog.errors import BundleError
 from iog.predictor import Predictor
-from iog_export.cli import randomize
-from iog_export.networks import IOG, NetworkSpec
+from iog_export.networks import IOG, NetworkSpec, randomize
 from iog_export.split import split
 from iog_export.to_onnx import HALF_SUFFIX
 from iog_export.training.norms import rebase

@@ -2,6 +2,7 @@
 
 from .dataset import DataSet as DataSet
 from .dataset import Layout as Layout
+from .dataset import shared as shared
 from .formats import FORMATS as FORMATS
 from .formats import open_layout as open_layout
 from .photograph import DataError as DataError

@@ -16,6 +16,8 @@ from pycocotools import mask as coco
 from .lists import read_list
 from .photograph import DataError, Item
 
+SPLITS = ("train", "val")
+
 
 class BadAnnotation(Exception):
     """An annotation that must be left out, and why."""
@@ -75,8 +77,8 @@ class Coco:
     def open(cls, root: Path, split: str, listed: Path | None = None) -> Coco:
         """The photographs with objects. Raises DataError.
 
-        The file is `listed` if that is JSON, else the one with the split in its name, else the only one. Another list
-        has the `file_name`s that are meant.
+        The file is `listed` if that is JSON, else the one with the split in its name, else the only one whose name says
+        nothing of a split. Another list has the `file_name`s that are meant.
         """
         path = listed if listed and listed.suffix == ".json" else _annotations(root, split)
         photographs, skipped = _read(path)
@@ -109,11 +111,13 @@ def _candidates(root: Path) -> list[Path]:
 
 def _annotations(root: Path, split: str) -> Path:
     found = _candidates(root)
-    chosen = [path for path in found if split in path.stem] or found
-    if len(chosen) != 1:
-        names = ", ".join(str(path.relative_to(root)) for path in chosen) or "none"
-        raise DataError(f"{root}: {names} of instances*.json could be meant for {split}; name one as the list")
-    return chosen[0]
+    chosen = [path for path in found if split in path.stem]
+    chosen = chosen or [path for path in found if not any(name in path.stem for name in SPLITS)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(str(path.relative_to(root)) for path in chosen or found) or "no instances*.json"
+    problem = "all could be meant" if chosen else "none is meant"
+    raise DataError(f"{root} has {names}: {problem} for {split}; expected one of that name, or name one as the list")
 
 
 def _collection(path: Path) -> str:

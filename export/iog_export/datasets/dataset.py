@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-import PIL.Image
 from iog.errors import InvalidImage
 from iog.image import Image
 from iog.prompt import Size
 
 from .photograph import DataError, Item, Labels, Photograph, Target
+from .picture import opened
 
 WARNINGS = 20  # of what was skipped, one by one
 EXIF_ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
@@ -40,6 +41,20 @@ class Layout(Protocol):
 
     def labels(self, name: str) -> Labels:
         """What is labelled in it. Raises DataError."""
+
+
+def shared(one: Layout, other: Layout) -> list[str]:
+    """The names in `other` of photographs that are in `one` too, under whatever name; missing ones are left out."""
+    first, second = _files(one), _files(other)
+    return sorted(second[file] for file in first.keys() & second.keys())
+
+
+def _files(layout: Layout) -> dict[Path, str]:
+    files = {}
+    for name in layout.names:
+        with contextlib.suppress(DataError):
+            files[layout.image(name).resolve()] = name
+    return files
 
 
 class DataSet:
@@ -157,11 +172,8 @@ def _check_size(image: Size, labels: Size) -> None:
 
 def _size_of(path: Path) -> Size:
     """Of an image when upright, from its header."""
-    try:
-        with PIL.Image.open(path) as picture:
+    with opened(path) as picture:
+        sideways = False
+        with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing
             sideways = picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-            return Size(picture.width, picture.height) if sideways else Size(picture.height, picture.width)
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: {e.strerror}") from e
-    except (OSError, SyntaxError) as e:
-        raise DataError(f"{path} cannot be read as an image") from e
+        return Size(picture.width, picture.height) if sideways else Size(picture.height, picture.width)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import PIL.Image
 from iog.arrays import BoolArray, UInt8Array
 from iog.prompt import Size
 
 from .photograph import DataError, Item
+from .picture import opened
 
 VOID = 255
 
@@ -25,15 +25,10 @@ class LabelMap:
     @classmethod
     def read(cls, path: Path) -> LabelMap:
         """From an image of one 8-bit channel, gray or with a palette. Raises DataError."""
-        try:
-            with PIL.Image.open(path) as picture:
-                if picture.mode not in ("L", "P"):
-                    raise DataError(f"{path} is of mode {picture.mode}; expected one 8-bit channel, gray or palette")
-                return cls(np.array(picture, np.uint8))
-        except FileNotFoundError as e:
-            raise DataError(f"{path}: {e.strerror}") from e
-        except (OSError, SyntaxError) as e:  # Pillow raises SyntaxError for broken PNG
-            raise DataError(f"{path} cannot be read as an image") from e
+        with opened(path) as picture:
+            if picture.mode not in ("L", "P"):
+                raise DataError(f"{path} is of mode {picture.mode}; expected one 8-bit channel, gray or palette")
+            return cls(np.array(picture, np.uint8))
 
     @property
     def size(self) -> Size:
@@ -41,8 +36,10 @@ class LabelMap:
         return Size(*self.numbers.shape)
 
     def items(self, name: str) -> list[Item]:
-        """The objects by number, those of a photograph of this name."""
+        """The objects by number, those of a photograph of this name. Raises DataError if VOID is the only label."""
         areas = np.bincount(self.numbers.ravel(), minlength=256)
+        if areas[VOID] and not areas[1:VOID].any():
+            raise DataError("no object is labelled in it: its only label, 255, means ignored; objects have 1..254")
         items = []
         for number in np.flatnonzero(areas[1:VOID]).tolist():
             x, y, width, height = cv2.boundingRect(self.mask(number + 1).view(np.uint8))

@@ -51,7 +51,7 @@ class Labels(Protocol):
         """Of the photograph that they were drawn on."""
 
     def items(self, name: str) -> Sequence[Item]:
-        """The objects, those of a photograph of this name; none of them empty."""
+        """The objects, those of a photograph of this name; none of them empty. Raises DataError: why there are none."""
 
     def mask(self, id: int) -> BoolArray:
         """(h, w), the object's pixels."""

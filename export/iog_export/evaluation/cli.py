@@ -12,19 +12,20 @@ from iog.backends import NAMES
 from iog.bundle import Bundle
 from iog.cli.models import bundle_path
 from iog.cli.output import print_rich
+from iog.cli.values import Number
 from iog.predictor import Predictor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from iog_export.datasets import FORMATS, DataError, DataSet, open_layout
+from iog_export.datasets import FORMATS, DataSet, open_layout
 from iog_export.datasets.formats import HELP
 
 from .baselines import BASELINES
 from .figures import mean_curve
 from .gallery import draw_galleries
 from .measure import BASELINE_CLICKS, Bench, Deployed
-from .objects import digest_of, representative, spread
+from .objects import digest_of, representative, spread, uncounted
 from .plot import draw_curves
 from .records import Record, Results, Settings
 from .report import Report
@@ -57,15 +58,16 @@ Examples:
 @click.option("--clicks", type=click.IntRange(3, 100), default=20, help="At most, the box being two of them.")
 @click.option(
     "--looseness",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.05,
     help="By which share of its width or height each side of the tight box moves outwards.",
 )
 @click.option(
     "--inside-radius",
-    type=click.FloatRange(0, 256),
+    type=Number(0, 256),
     default=0.0,
-    help="By up to how many pixels, of a frame of 512, the inside point moves from the object's centre.",
+    help="By up to how many pixels, of the box's longer side scaled to 512, the inside point moves from the "
+    "object's centre.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of these movements.")
 @click.option(
@@ -114,10 +116,8 @@ def evaluate(
     with console.status("reading labels"):
         found = DataSet.open(open_layout(data, "val", listed, form), min_area=min_area)
         counted = representative(found.items)
-    for line in found.warnings():
+    for line in (*found.warnings(), *uncounted(found.items)):
         console.print(line, style="yellow")
-    if not counted:
-        raise DataError(f"{data}: none of the {len(found)} objects of coco has at least 64x64 pixels")
     items = spread(counted, objects or len(counted))
     settings = Settings(
         bundle=f"{model.manifest.name} {model.digest[:12]}",
@@ -154,7 +154,7 @@ def evaluate(
             console.print(f"stopped at {len(results.records)} of {len(items)} objects; the same command goes on")
             raise
         done = [results.records[item.key] for item in items]
-    report = Report(model, settings, data, listed, found.skipped, done)
+    report = Report(model, settings, data, listed, found.skipped, len(found) - len(counted), done)
     report.write(out)
     title = f"{model.manifest.name}, {len(done)} objects, boxes {100 * looseness:g} % loose"
     draw_curves(out / "iou_over_clicks.png", done, list(BASELINES) if baselines else [], clicks, title)

@@ -7,14 +7,26 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from iog_export.datasets import Item
+from iog_export.datasets import DataError, Item
 
 MIN_COCO_AREA = 64 * 64  # smaller objects of crowded scenes say little about a clicking annotator's work
 
 
-def representative(items: Iterable[Item]) -> list[Item]:
-    """The objects that count in an evaluation: all, but of a set named coco those of MIN_COCO_AREA and above."""
-    return [item for item in items if item.collection != "coco" or item.area >= MIN_COCO_AREA]
+def representative(items: Sequence[Item]) -> list[Item]:
+    """The objects that count in an evaluation: all, but of a set named coco those of MIN_COCO_AREA and above.
+
+    Raises DataError if none does.
+    """
+    counted = [item for item in items if item.collection != "coco" or item.area >= MIN_COCO_AREA]
+    if not counted:
+        raise DataError(f"none of the {len(items)} objects of coco has at least 64x64 pixels")
+    return counted
+
+
+def uncounted(items: Sequence[Item]) -> list[str]:
+    """What `representative` leaves out, for people: one line, or none."""
+    count = len(items) - len(representative(items))
+    return [f"{count} objects of coco have under 64x64 pixels and do not count"] if count else []
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:

@@ -16,7 +16,7 @@ from iog_export.datasets import Target
 # (h, w, 3) uint8 RGB and a prompt -> (h, w) bool
 Segmenter = Callable[[UInt8Array, Prompt], BoolArray]
 
-NETWORK_FRAME = 512  # the frame that radii of inside points are given in
+LONGER_SIDE = 512  # of a box, in whose pixels radii of inside points are given
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Protocol:
 
     looseness: each side of the tight box moves outwards by this share of the box's width or height.
     clicks: clicks in all; the first three are the box's corners and the inside point, the others correct the mask.
-    inside_radius: the inside point moves by up to this many pixels of a 512 network frame (table 7 of the paper).
+    inside_radius: the inside point moves by up to this many pixels of the box's longer side scaled to 512. Table 7 of
+        the paper counts them in the network's frame, which has a margin around the box.
     """
 
     looseness: float = 0.05
@@ -45,4 +46,4 @@ class Protocol:
             return Prompt(box, inside_point(truth))
         rng = np.random.default_rng((self.seed, zlib.crc32(target.item.name.encode()), target.item.id))
         longest = max(box.x1 - box.x0, box.y1 - box.y0) + 1
-        return Prompt(box, inside_point(truth, rng, radius=self.inside_radius / NETWORK_FRAME * longest))
+        return Prompt(box, inside_point(truth, rng, radius=self.inside_radius / LONGER_SIDE * longest))

@@ -30,7 +30,8 @@ Table = dict[str, dict[str, Figures]]  # group -> segmenter -> figures
 class Report:
     """What an evaluation found.
 
-    data: the folder, and the list if it was not the folder's own; skipped: what could not be used, with the reasons.
+    data: the folder, and the list if it was not the folder's own; skipped: what could not be used, with the reasons;
+    uncounted: how many objects were too small to count.
     records: of all objects, in the order of the list.
     """
 
@@ -39,6 +40,7 @@ class Report:
     data: Path
     listed: Path | None
     skipped: Mapping[str, str]
+    uncounted: int
     records: Sequence[Record]
 
     @property
@@ -81,6 +83,7 @@ class Report:
                 "list": self._list,
                 "photographs": len({record.name for record in self.records}),
                 "objects": len(self.records),
+                "uncounted": self.uncounted,
                 "skipped": dict(self.skipped),
             },
             "settings": self.settings.model_dump(),
@@ -188,13 +191,18 @@ class Report:
     def _introduction(self) -> str:
         s, manifest = self.settings, self.bundle.manifest
         where = environment()
-        moved = f", moved by up to {s.inside_radius:g} pixels of a frame of 512" if s.inside_radius else ""
+        moved = (
+            f", moved by up to {s.inside_radius:g} pixels of the box's longer side scaled to 512"
+            if s.inside_radius
+            else ""
+        )
         photographs = len({record.name for record in self.records})
         lines = [
             f"{manifest.network.architecture} {manifest.network.backbone}, crops of {manifest.crop.size} pixels, "
             f"{manifest.precision}; bundle `{self.bundle.digest[:12]}`, weights of {manifest.provenance.checkpoint}. "
             f"{len(self.records)} objects in {photographs} photographs of {self.data.name}, {self._list}; "
-            f"photographs and objects skipped: {len(self.skipped)}, failures: {len(self.failures)}.",
+            f"photographs and objects skipped: {len(self.skipped)}, failures: {len(self.failures)}, "
+            f"objects too small to count: {self.uncounted}.",
             f"A simulated annotator draws the object's box with each side moved outwards by {100 * s.looseness:g} % of "
             "the box's width or height, and clicks on the object's pixel farthest from its boundary"
             f"{moved}: three clicks. Each further click, {s.clicks} in all at most, lies in the middle of the largest "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -68,6 +69,15 @@ def _start(open_bench: OpenBench) -> None:
     global _open_bench
     _open_bench = open_bench
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """One that was killed cannot stop its workers, which would wait for more objects for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _measure(item: Item) -> Record:

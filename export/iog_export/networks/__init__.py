@@ -3,4 +3,5 @@
 from .iog import IOG as IOG
 from .iog import NetworkSpec as NetworkSpec
 from .iog import Outputs as Outputs
+from .random_weights import randomize as randomize
 from .resnet import Features as Features

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -11,19 +10,22 @@ from pathlib import Path
 
 import click
 import torch
+from iog.cli.values import Number
 from iog.crop import CropSpec
 from iog.guidance import GuidanceSpec
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import Progress
 from rich.table import Table
 
-from iog_export.datasets import FORMATS, DataError, DataSet, Layout, open_layout
+from iog_export.datasets import FORMATS, DataSet, open_layout, shared
 from iog_export.datasets.formats import HELP
 from iog_export.evaluation.baselines import ellipse, filled_box
 from iog_export.evaluation.figures import Figures
-from iog_export.evaluation.objects import representative, spread
+from iog_export.evaluation.objects import representative, spread, uncounted
 from iog_export.networks import NetworkSpec
 from iog_export.networks.resnet import ARCHITECTURES
+from iog_export.segmenter import torch_segmenter
 
 from .board import TensorBoard
 from .initial import Initial
@@ -41,7 +43,6 @@ from .plan import (
     growing,
 )
 from .samples import Geometry
-from .segmenter import torch_segmenter
 from .snapshot import Snapshot
 from .validation import summarize
 
@@ -57,10 +58,12 @@ Examples:
 \b
 The schedule is one of time: a busy machine makes fewer passes. On a shared one:
   OMP_WAIT_POLICY=passive nice -n 19 iog train ... --threads 1
-Ctrl-C writes a checkpoint and ends; --resume goes on, after a kill as well.
+Ctrl-C writes a checkpoint and ends; --resume goes on, after a kill as well. A second
+Ctrl-C ends at once, with the checkpoint that is there.
 """
 
 TARGET_AREA = 24 * 24  # pixels; smaller objects teach little
+EVALUATED = 500  # objects, at the end
 INTERRUPTED = 130  # exit code
 
 
@@ -68,7 +71,7 @@ INTERRUPTED = 130  # exit code
 @click.argument("data", metavar="DATA", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Of DATA.  [default: recognised]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory of the run.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), required=True, help="Time to train.")
+@click.option("--minutes", type=Number(min=0, min_open=True), required=True, help="Time to train.")
 @click.option("--train-list", type=click.Path(path_type=Path), help="What to train on.  [default: that of train]")
 @click.option("--val-list", type=click.Path(path_type=Path), help="What to validate on.  [default: that of val]")
 @click.option(
@@ -83,7 +86,7 @@ INTERRUPTED = 130  # exit code
 @click.option("--batch", type=click.IntRange(min=2), default=10, show_default=True, help="Objects at once, at --size.")
 @click.option(
     "--augmentation",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.4,
     show_default=True,
     help="Strength of distortions, occluders and other colours; half of it at the end. Up to 1 where every object is "
@@ -92,17 +95,17 @@ INTERRUPTED = 130  # exit code
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help=f"At its peak.  [default: {LEARNING_RATE_FROM_SCRATCH:g}, with --init {LEARNING_RATE_FROM_TRAINED:g}]",
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=4.0,
     show_default=True,
     help="GiB of photographs to keep decoded; the others are decoded each time.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1; auto takes a GPU if there is one."
 )
@@ -142,7 +145,8 @@ def train(
     """Train an IOG network with refinement branch on photographs with object masks.
 
     An annotator is simulated: almost tight boxes, inside points, and clicks on the largest error of the mask at hand.
-    Writes OUT/last.pt every few minutes and OUT/final.pt at the end, then shows figures for the validation list.
+    Writes OUT/last.pt every few minutes and OUT/final.pt at the end, then shows figures for up to 500 objects of the
+    validation list.
     """
     if resume and not (out / "last.pt").exists():
         raise click.BadParameter(f"{out}: there is no last.pt to go on from", param_hint="--out")
@@ -151,6 +155,8 @@ def train(
         if held == ["final.pt"]:
             problem = "holds the end of a training: name another directory, or go on from it in another one with --init"
         raise click.BadParameter(f"{out} {problem}", param_hint="--out")
+    if width is not None and width % 2:
+        raise click.BadParameter(f"{width} is odd; bottlenecks halve it", param_hint="--width")
     initial = Initial.read(init) if init is not None else None
     spec = _spec(initial, backbone, width)
     size = size or (initial.size if initial is not None else None) or 256
@@ -164,15 +170,14 @@ def train(
         )
         torch.set_num_threads(threads or max((os.cpu_count() or 1) // machine.processes, 1))
         lists = open_layout(data, "train", train_list, form), open_layout(data, "val", val_list, form)
-        trained, watched = (_files(each) for each in lists)
-        if both := sorted(watched[file] for file in trained.keys() & watched.keys()):
+        if both := shared(*lists):
             problem = f"{len(both)} of its photographs, such as {both[0]}, are trained on; name others"
             raise click.BadParameter(problem, param_hint="--val-list")
         with console.status("reading photographs"):
             training = DataSet.open(lists[0], min_area=TARGET_AREA, keep=int(memory * 2**30))
-            validation = DataSet.open(lists[1])
-            validation = validation.only(representative(validation.items))
-        for line in (*training.warnings(), *validation.warnings()):
+            labelled = DataSet.open(lists[1])
+            validation = labelled.only(representative(labelled.items))
+        for line in (*training.warnings(), *labelled.warnings(), *uncounted(labelled.items)):
             logging.warning("%s", line)
         plan = Plan(
             spec=spec,
@@ -202,23 +207,23 @@ def train(
         final = _run(trainer, training, validation, console)
     if not machine.leads:
         return
-    segment = torch_segmenter(final.network().to(machine.device), plan.geometry.crop, plan.geometry.guidance)
-    with console.status("evaluating"):
-        rows = {
-            "network": summarize(segment, validation),
-            "ellipse": summarize(ellipse, validation),
-            "filled box": summarize(filled_box, validation),
-        }
+    network = torch_segmenter(final.network().to(machine.device), plan.geometry.crop, plan.geometry.guidance)
+    some = validation.only(spread(validation.items, EVALUATED))
+    try:
+        with Progress(console=console, transient=True) as progress:
+            rows = {
+                name: summarize(segment, progress.track(some, description=f"evaluating {name}"))
+                for name, segment in {"network": network, "ellipse": ellipse, "filled box": filled_box}.items()
+            }
+    except KeyboardInterrupt:
+        console.print(f"stopped evaluating; {out / 'final.pt'} is complete", soft_wrap=True)
+        sys.exit(INTERRUPTED)
     Console().print(_table(rows))
-
-
-def _files(layout: Layout) -> dict[Path, str]:
-    """The names of photographs by their files, whatever the lists call them; those that are missing are left out."""
-    files = {}
-    for name in layout.names:
-        with contextlib.suppress(DataError):
-            files[layout.image(name).resolve()] = name
-    return files
+    console.print(
+        f"on {len(some)} of {len(validation)} objects; for all, and more figures: "
+        f"iog export --checkpoint {out / 'final.pt'} --out DIR, then iog evaluate DIR {data}",
+        soft_wrap=True,
+    )
 
 
 def _spec(initial: Initial | None, backbone: str | None, width: int | None) -> NetworkSpec:
@@ -246,11 +251,16 @@ def _run(trainer: Trainer, training: DataSet, validation: DataSet, console: Cons
             if console.is_terminal:
                 monitors.append(stack.enter_context(ProgressBar(console)))
         try:
-            return trainer.run(training, watched, monitors, stop)
+            final = trainer.run(training, watched, monitors, stop)
         except Stopped as e:
             stack.close()
             console.print(str(e), soft_wrap=True)
             sys.exit(INTERRUPTED)
+        console.print(f"[green]wrote[/] {trainer.out / 'final.pt'}", soft_wrap=True)
+        if stop():
+            console.print("stopped before it was evaluated")
+            sys.exit(INTERRUPTED)
+        return final
 
 
 def _machine_line(machine: Machine) -> str:

@@ -8,7 +8,16 @@ from pathlib import Path
 from iog.bundle import Bundle
 from iog.cli.models import bundle_path
 
-from iog_export.checkpoint import CheckpointError, infer_spec, load_checkpoint, read_metadata, read_state_dict
+from iog_export.checkpoint import (
+    CheckpointError,
+    crop_of,
+    infer_spec,
+    load_checkpoint,
+    noted_in,
+    read_metadata,
+    read_state_dict,
+    spec_of,
+)
 from iog_export.networks import IOG, NetworkSpec
 from iog_export.unsplit import unsplit
 
@@ -37,7 +46,10 @@ class Initial:
             source = f"bundle {bundle.manifest.name}, sha256 {bundle.digest}"
             return cls(unsplit(bundle), source, bundle.crop.size, folded=True)
         noted = read_metadata(path)
-        spec = NetworkSpec(**noted["spec"]) if noted else infer_spec(read_state_dict(Path(path)))
+        with noted_in(path):
+            noted_spec = spec_of(noted["spec"]) if noted else None
+            size = crop_of(noted["crop"]).size if "crop" in noted else None
+        spec = noted_spec or infer_spec(read_state_dict(Path(path)))
         if spec is not None and not spec.refine:
             raise CheckpointError(
                 f"checkpoint {path} is {spec}, without refinement branch; `iog train` trains networks with one: "
@@ -45,5 +57,4 @@ class Initial:
             )
         network = IOG(spec or NetworkSpec())
         info = load_checkpoint(path, network)  # says what is wrong with a file of another network
-        size = noted["crop"]["size"] if "crop" in noted else None
         return cls(network.eval(), f"{info.file}, sha256 {info.sha256}", size, folded=False)

@@ -12,14 +12,40 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], bool]]:
-    """Within it, the signals do nothing but make the value it gives return True. For the main thread."""
+    """Within it, the first signal makes what it gives return True, and the second one raises KeyboardInterrupt.
+
+    For the main thread.
+    """
     event = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: event.set()) for number in SIGNALS}
+
+    def asked(*_: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {number: signal.signal(number, asked) for number in SIGNALS}
     try:
         yield event.is_set
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def deaths_of_children_unheard() -> Iterator[None]:
+    """Take back what is made of SIGCHLD within it.
+
+    A `DataLoader` would raise the death of a worker anywhere, even in the middle of a step. The next wait for a batch
+    raises it too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
 
 
 def left_to_the_parent(worker: int) -> None:

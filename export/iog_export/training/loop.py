@@ -23,20 +23,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from iog_export.datasets import DataSet, Target
+from iog_export.datasets import DataError, DataSet, Target
 from iog_export.evaluation.figures import Figures
 from iog_export.networks import IOG
+from iog_export.segmenter import torch_segmenter
 
 from . import norms
 from .clicking import Clicking
 from .initial import Initial
-from .interrupt import left_to_the_parent
+from .interrupt import deaths_of_children_unheard, left_to_the_parent
 from .machine import Machine
 from .monitor import Monitor, Status
 from .pictures import pictures
 from .plan import Plan, differences
 from .samples import Batch, Batches, Stage
-from .segmenter import torch_segmenter
 from .snapshot import Snapshot, SnapshotError
 from .validation import summarize
 
@@ -50,6 +50,10 @@ class Stopped(IogError):
 
 class Diverged(IogError):
     """The loss of a training is not finite any more; its last checkpoint is from before."""
+
+
+class Starved(IogError):
+    """No batch could be prepared any more; what was trained until then is kept."""
 
 
 class _StopAsked(Exception):
@@ -139,12 +143,12 @@ class Trainer:
     ) -> Snapshot:
         """Train to the end of the schedule; checkpoints go to `last.pt` and, at the end, `final.pt`.
 
-        stop: whether to end after this step with a checkpoint. Raises Stopped then; SnapshotError if a checkpoint
-        cannot be written.
+        stop: whether to end after this step with a checkpoint. Raises Stopped then, Starved with a checkpoint too;
+        SnapshotError if a checkpoint cannot be written.
         """
         plan, leads = self.plan, self.machine.leads
         current = torch.tensor(plan.stage(self.progress)).share_memory_()  # type: ignore[no-untyped-call]
-        source = self._loaded(self._batches(data, [stage for _, stage in plan.stages], current))
+        source = self._fed(self._loaded(self._batches(data, [stage for _, stage in plan.stages], current)))
         if self.machine.processes > 1:
             self.model = DistributedDataParallel(self.model)
         saved = validated = self.seconds
@@ -260,7 +264,7 @@ class Trainer:
             stage = plan.stages[-1][1]._replace(size=plan.geometry.crop.size)
             count = -(-min(plan.norm_crops, self.passes) // stage.batch)
             clicking = Clicking(self.averaged, plan.geometry)
-            norms.reestimate(clicking, islice(self._batches(data, [stage]), count), plan)
+            norms.reestimate(clicking, islice(self._fed(iter(self._batches(data, [stage]))), count), plan)
         final = self.snapshot(finished=True)
         if self.machine.leads:
             final.write(self.out / "final.pt")
@@ -285,7 +289,24 @@ class Trainer:
             pin_memory=self.machine.device.type == "cuda",
             worker_init_fn=left_to_the_parent,
         )
-        return iter(loader)
+        with deaths_of_children_unheard():
+            return iter(loader)
+
+    def _fed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches. Raises Starved if there are no more: a worker was killed, the photographs are out of reach."""
+        while True:
+            try:
+                batch = next(batches)
+            except (DataError, MemoryError, OSError, RuntimeError) as e:
+                last = self.out / "last.pt"
+                if self.machine.leads and self.steps:
+                    self.snapshot().write(last)
+                kept = f"{last} holds the training: go on with --resume and the same options"
+                *_, problem = (str(e).strip() or type(e).__name__).splitlines()
+                raise Starved(
+                    f"no batch can be prepared: {problem}; {kept if last.exists() else 'nothing was trained yet'}"
+                ) from e
+            yield batch
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         """Gradients of all but a step's last batch stay in their process."""

@@ -25,6 +25,7 @@ from . import augment
 WEIGHTS = {"ecssd": 2.5, "coco": 1.2, "coco-person": 1.0, "penn-fudan": 0.6, "balloon": 0.6, "bsds": 0.35}
 MIN_TARGET = 24  # pixels of a target in the network's frame
 UNREADABLE_IN_A_ROW = 20  # photographs; then the data folder is gone rather than a file broken
+VANISHED_IN_A_ROW = 1000  # objects; then hardly any is left to train on
 INSIDE_RADIUS = 30 / 512  # of the network's side: table 7 of the paper
 
 log = logging.getLogger(__name__)
@@ -126,21 +127,27 @@ class Batches(IterableDataset[Batch]):
                     raise
 
     def _sample(self, geometry: Geometry, strength: float, rng: np.random.Generator) -> Sample:
-        def drawn() -> augment.Scene:
-            return augment.scene(self._draw(rng), geometry.crop.size, rng, strength)
+        def seen(target: Target) -> augment.Scene:
+            return augment.scene(target, geometry.crop.size, rng, strength)
 
-        while True:
-            scene = drawn()
+        for _ in range(VANISHED_IN_A_ROW):
+            scene = seen(target := self._draw(rng))
             if not scene.target.any():
                 continue
             if rng.random() < 0.15 * strength:
-                scene = augment.transplanted(scene, drawn())
+                scene = augment.transplanted(scene, seen(self._draw(rng)))
             if rng.random() < 0.25 * strength:
-                other = drawn()
+                other = seen(self._draw(rng))
                 if other.target.any():
                     scene = augment.occluded(scene, other, rng)
             if (sample := prompted(scene, geometry, rng, strength)) is not None:
                 return sample
+        name, id = target.item.key
+        raise DataError(
+            f"{VANISHED_IN_A_ROW} objects drawn in a row, the last of them {name} object {id}, have fewer than "
+            f"{MIN_TARGET} pixels in crops of side {geometry.crop.size}: they are too thin to train on; "
+            "take others, or a larger --size"
+        )
 
 
 def prompted(

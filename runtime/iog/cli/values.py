@@ -17,18 +17,22 @@ MAX_BYTES = 2.0**63
 MAX_SECONDS = 366 * 86400.0
 
 
-class Seconds(click.FloatRange):
-    """A time from `min` to MAX_SECONDS: neither gRPC nor locks can wait for ever, and NaN is in every FloatRange."""
-
-    def __init__(self, min: float) -> None:
-        super().__init__(min=min, max=MAX_SECONDS)
+class Number(click.FloatRange):
+    """A FloatRange without NaN, which is in every one of click's."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Raises BadParameter."""
-        seconds: float = super().convert(value, param, ctx)
-        if seconds != seconds:
+        number: float = super().convert(value, param, ctx)
+        if number != number:
             self.fail(f"{value!r} is not in the range {self._describe_range()}.", param, ctx)
-        return seconds
+        return number
+
+
+class Seconds(Number):
+    """A time from `min` to MAX_SECONDS: neither gRPC nor locks can wait for ever."""
+
+    def __init__(self, min: float) -> None:
+        super().__init__(min=min, max=MAX_SECONDS)
 
 
 def box(text: str) -> Box:

@@ -199,13 +199,17 @@ def test_the_split_chooses_among_several_files(write_coco):
     assert Coco.open(root, "val").names == ["val/1.png"]
     write_coco(GOOD)
     (root / "instances_minival.json").write_bytes((root / "instances_val.json").read_bytes())
-    with pytest.raises(DataError, match=r"instances_minival.json, instances_val.json .* for val; name one as the list"):
+    with pytest.raises(DataError, match=r"instances_minival.json, instances_val.json: all could be meant for val"):
         Coco.open(root, "val")
 
 
-def test_the_only_file_is_for_every_split(write_coco):
+def test_the_only_file_is_for_every_split_unless_its_name_says_which(write_coco):
     root = write_coco(GOOD)
-    assert Coco.open(root, "train").names == ["val/1.png"]
+    with pytest.raises(DataError, match=r"has instances_val\.json: none is meant for train; .* name one as the list"):
+        Coco.open(root, "train")
+    (root / "instances_val.json").rename(root / "instances_mine.json")
+    for split in ("train", "val"):
+        assert Coco.open(root, split).names == ["mine/1.png"]
 
 
 def test_photographs_may_lie_in_a_folder_of_the_sets_name(write_coco):

@@ -1,9 +1,12 @@
 import logging
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
+from iog.image import DEFAULT_LIMITS
 from iog_export.datasets import DataError, DataSet
 from iog_export.datasets.folders import Folders
 
@@ -84,6 +87,35 @@ def test_an_image_broken_behind_its_header_is_found_when_decoded(shapes, caplog)
         assert [t.item.name for t in data] == [name for name in names if name != "shapes/2"]
     assert "passed over shapes/2 object 1" in caplog.text
     assert "truncated" in DataSet.open(Folders(root, names), keep=1 << 30).skipped["shapes/2"]
+
+
+def png(width, height):
+    """As much of an 8-bit gray PNG as is read before it is decoded."""
+    parts = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", b"")
+    chunks = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+@pytest.mark.parametrize("side", [8500, 10_000, 20_000])  # over the runtime's limit, Pillow's warning, its refusal
+def test_images_that_the_runtime_would_not_take_are_skipped_from_their_headers(shapes, folder, side):
+    root, names = shapes
+    (path,) = (root / "shapes" / folder).glob("0.*")
+    path.write_bytes(png(side, side))
+    data = DataSet.open(Folders(root, names))
+    assert len(data) == 7
+    assert f"{path}: " in data.skipped["shapes/0"]
+    assert f"at most {DEFAULT_LIMITS.max_pixels:,} are accepted" in data.skipped["shapes/0"]
+
+
+def test_files_that_are_too_large_are_skipped_unread(shapes):
+    root, names = shapes
+    path = root / "shapes" / "images" / "0.jpg"
+    with path.open("ab") as file:
+        file.truncate(DEFAULT_LIMITS.max_bytes + 1)  # sparse
+    assert (
+        f"at most {DEFAULT_LIMITS.max_bytes:,} are accepted" in DataSet.open(Folders(root, names)).skipped["shapes/0"]
+    )
 
 
 def test_skipped_photographs_are_named_and_counted(shapes):

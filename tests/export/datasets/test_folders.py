@@ -54,7 +54,7 @@ def test_unusable_photographs_are_named_counted_and_skipped(shapes):
     assert set(data.skipped) == {"shapes/0", "shapes/1", "shapes/2", "shapes/3", "nonsense"}
     assert "128x96" in data.skipped["shapes/0"]
     assert "60x50" in data.skipped["shapes/0"]
-    assert "no object" in data.skipped["shapes/1"]
+    assert "its only label, 255, means ignored; objects have 1..254" in data.skipped["shapes/1"]
     assert "2.jpg cannot be read" in data.skipped["shapes/2"]
     assert "3.png: No such file" in data.skipped["shapes/3"]
     assert "<set>/NAME" in data.skipped["nonsense"]

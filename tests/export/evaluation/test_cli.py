@@ -195,6 +195,16 @@ def test_unusable_photographs_are_named(evaluate, album):
     assert "## Photographs and objects skipped: 1" in Path("out/report.md").read_text()
 
 
+def test_small_objects_of_coco_are_left_out_and_counted(evaluate, album):
+    (album / "discs").rename(album / "coco")
+    (album / "val.txt").write_text((album / "val.txt").read_text().replace("discs", "coco"))
+    result = evaluate("--no-baselines", "--clicks", 3)
+    assert result.exit_code == 0
+    assert "6 objects of coco have under 64x64 pixels and do not count" in result.stderr
+    assert (report()["data"]["objects"], report()["data"]["uncounted"]) == (4, 6)
+    assert "objects too small to count: 6." in Path("out/report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -1,11 +1,16 @@
-from iog_export.datasets import Item
-from iog_export.evaluation.objects import digest_of, representative, spread
+import pytest
+from iog_export.datasets import DataError, Item
+from iog_export.evaluation.objects import digest_of, representative, spread, uncounted
 
 
-def test_small_objects_of_coco_do_not_count():
+def test_small_objects_of_coco_do_not_count_and_are_counted():
     items = [Item("coco/1", 1, (0, 0, 99, 99), 4095), Item("coco/1", 2, (0, 0, 99, 99), 4096)]
     other = Item("ecssd/1", 1, (0, 0, 5, 5), 10)
     assert representative([*items, other]) == [items[1], other]
+    assert uncounted([*items, other]) == ["1 objects of coco have under 64x64 pixels and do not count"]
+    assert uncounted([other]) == []
+    with pytest.raises(DataError, match="none of the 1 objects of coco has at least 64x64 pixels"):
+        representative(items[:1])
 
 
 def test_spread_takes_the_ends_and_no_more_than_there_are():

@@ -1,6 +1,10 @@
+import pickle
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from iog.errors import BackendUnavailable
@@ -53,6 +57,53 @@ def test_a_closed_iterator_stops_its_workers(tmp_path, items):
     begun = len(list(tmp_path.iterdir()))
     time.sleep(1.0)
     assert len(list(tmp_path.iterdir())) == begun < 50
+
+
+MEASURING = """
+import os, pickle, sys, time
+from functools import partial
+from pathlib import Path
+from iog_export.evaluation.records import Record
+from iog_export.evaluation.workers import measured
+
+class Marking:
+    def __init__(self, folder):
+        (folder / f"{os.getpid()}.pid").touch()
+
+    def measure(self, item):
+        time.sleep(0.1)
+        return Record.of(item, None, {}, {})
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    list(measured(partial(Marking, folder), pickle.loads((folder / "items").read_bytes()), 2))
+"""
+
+
+def test_workers_end_with_their_parent(tmp_path, items):
+    (tmp_path / "items").write_bytes(pickle.dumps([replace(items[0], id=number) for number in range(2000)]))
+    (tmp_path / "script.py").write_text(MEASURING)
+    parent = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path])
+    workers = wait_until(lambda: len(pids := list(tmp_path.glob("*.pid"))) == 2 and [int(p.stem) for p in pids])
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(alive(pid) for pid in workers))
+
+
+def alive(pid):
+    """Whether it runs; one that ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(found):
+    end = time.monotonic() + 60
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
 
 
 def test_nothing_to_measure_opens_no_model():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from iog_export.training import cli, norms
 from iog_export.training.cli import train
 from iog_export.training.snapshot import Snapshot
 
@@ -33,6 +34,8 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
     assert result.exit_code == 0
     for word in ("network", "ellipse", "filled box", "shapes"):
         assert word in result.output
+    assert result.output.index(f"wrote {first / 'final.pt'}") < result.output.index("filled box")
+    assert "on 2 of 2 objects; for all" in result.output
     contents = torch.load(first / "final.pt", weights_only=True)
     assert contents["spec"] == {"backbone": "resnet18", "refine": True, "width": 8, "normalize": True}
     assert contents["crop"]["relax_fraction"] == 0.12
@@ -56,6 +59,8 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
         (["--resume"], "no last.pt to go on from"),
         (["--size", "200"], "200 is no multiple of 64"),
         (["--minutes", "0"], "--minutes"),
+        (["--width", "33"], "33 is odd"),
+        (["--seed", "-1"], "-1 is not in the range x>=0"),
         (["--init", "default", "--width", "32"], "width is 64 there and 32 here: leave such options out"),
         (["--init", "default", "--backbone", "resnet50"], "backbone is resnet18-half there and resnet50 here"),
     ],
@@ -73,6 +78,34 @@ def test_a_started_or_finished_run_is_not_overwritten(folder, tmp_path, held, ad
     result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), "--minutes", "1"])
     assert result.exit_code == 2
     assert advice in result.output
+
+
+@pytest.mark.parametrize("moment", ["while the norms are measured", "while it evaluates"])
+def test_interrupted_at_the_end_it_keeps_what_it_wrote_and_evaluates_no_more(folder, tmp_path, monkeypatch, moment):
+    evaluated = []
+
+    def summarized(segment, targets):
+        evaluated.append(len(list(targets)))
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli, "summarize", summarized)
+    if moment == "while the norms are measured":
+        monkeypatch.setattr(norms, "reestimate", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    out = tmp_path / "run"
+    options = ["--out", str(out), "--minutes", "0.0001", *TINY, "--workers", "0", "--device", "cpu"]
+    result = CliRunner().invoke(train, [str(folder), *options])
+    assert result.exit_code == 130
+    assert f"wrote {out / 'final.pt'}" in result.output
+    assert evaluated == ([] if moment == "while the norms are measured" else [2])
+    assert ("final.pt is complete" in result.output) == bool(evaluated)
+    assert Snapshot.read(out / "final.pt").resume is None
+
+
+def test_the_figures_at_the_end_are_of_a_bounded_number_of_objects(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "EVALUATED", 1)
+    options = ["--out", str(tmp_path / "run"), "--minutes", "0.0001", *TINY, "--workers", "0", "--device", "cpu"]
+    result = CliRunner().invoke(train, [str(folder), *options], catch_exceptions=False)
+    assert "on 1 of 2 objects; for all, and more figures: iog export --checkpoint" in result.output
 
 
 def started(arguments: list[str]) -> subprocess.Popen[str]:

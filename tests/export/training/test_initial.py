@@ -28,6 +28,21 @@ def test_a_checkpoint_of_ours_brings_its_network_and_its_size(geometry, tmp_path
     assert all(torch.equal(value, weights[name]) for name, value in found.network.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"spec": {"depth": 3}}, "depth: unknown to this version of iog, which expects backbone, refine, width"),
+        ({"spec": {"backbone": "vgg"}}, "backbone 'vgg' is unknown; choose one of"),
+        ({"crop": {"size": "large"}}, "size"),
+    ],
+)
+def test_settings_that_this_version_does_not_know_are_refused(tmp_path, settings, problem):
+    contents = {"state_dict": IOG(SPEC).state_dict(), "spec": {"backbone": "resnet18", "width": 8}, **settings}
+    torch.save(contents, tmp_path / "final.pt")
+    with pytest.raises(CheckpointError, match=rf"final\.pt has settings of its own, which are not usable: .*{problem}"):
+        Initial.read(str(tmp_path / "final.pt"))
+
+
 def test_a_published_checkpoint_is_recognised(tmp_path):
     torch.save({"state_dict": IOG(SPEC).state_dict()}, tmp_path / "IOG.pth")
     found = Initial.read(str(tmp_path / "IOG.pth"))

@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import signal
 from dataclasses import replace
 from itertools import count, islice
@@ -6,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from iog_export.datasets import DataSet
+from iog_export.datasets.folders import Folders
 from iog_export.networks import IOG, NetworkSpec
 from iog_export.networks.resnet import ARCHITECTURES, Architecture, BasicBlock
+from iog_export.segmenter import torch_segmenter
 from iog_export.training.initial import Initial
 from iog_export.training.interrupt import stop_asked
-from iog_export.training.loop import Diverged, Stopped, Trainer
+from iog_export.training.loop import Diverged, Starved, Stopped, Trainer
 from iog_export.training.machine import Machine
 from iog_export.training.plan import CLICKS_FROM_TRAINED, Plan
 from iog_export.training.samples import Batch, Batches, Geometry, Stage
-from iog_export.training.segmenter import torch_segmenter
 from iog_export.training.snapshot import Snapshot, SnapshotError
 from iog_export.training.validation import summarize
 
@@ -226,6 +230,49 @@ def test_the_user_stops_it_with_a_checkpoint_and_it_says_how_to_go_on(plan: Plan
     assert not (tmp_path / "final.pt").exists()
     with pytest.raises(KeyboardInterrupt):  # afterwards, as ever
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_does_not_wait_for_the_step():
+    with stop_asked() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_photographs_that_are_gone_end_it_with_a_checkpoint(plan: Plan, shapes, tmp_path):
+    root, names = shapes
+    data = DataSet.open(Folders(root, names))
+
+    class Remover(Watcher):
+        def stepped(self, status):
+            super().stepped(status)
+            for path in (root / "shapes" / "images").iterdir():
+                path.unlink()
+
+    trainer = Trainer(replace(plan, minutes=100), tmp_path, clock=twenty_seconds_a_step())
+    with pytest.raises(Starved, match=r"no batch can be prepared: .*DataError.*last\.pt holds.*--resume") as raised:
+        trainer.run(data, monitors=[Remover()])
+    assert "\n" not in str(raised.value)
+    assert Trainer(replace(plan, minutes=100), tmp_path).resumed(tmp_path / "last.pt").steps == trainer.steps >= 1
+    with pytest.raises(Starved, match="nothing was trained yet"):
+        Trainer(plan, tmp_path / "other", Machine(workers=0)).run(data)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_killed_worker_ends_it_between_steps_with_a_checkpoint(plan: Plan, shapes_data, tmp_path):
+    class Killer(Watcher):
+        def stepped(self, status):
+            super().stepped(status)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+    watcher = Killer()
+    trainer = Trainer(replace(plan, minutes=100), tmp_path, clock=twenty_seconds_a_step())
+    with pytest.raises(Starved, match=r"DataLoader worker .*; .*last\.pt holds the training: go on with --resume"):
+        trainer.run(shapes_data, monitors=[watcher])
+    assert Trainer(replace(plan, minutes=100), tmp_path).resumed(tmp_path / "last.pt").steps == watcher.steps[-1]
 
 
 def test_a_full_disk_ends_it_and_leaves_the_last_checkpoint(plan: Plan, shapes_data, tmp_path, monkeypatch):

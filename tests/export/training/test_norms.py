@@ -3,8 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from iog_export.cli import randomize
-from iog_export.networks import IOG, NetworkSpec
+from iog_export.networks import IOG, NetworkSpec, randomize
 from iog_export.training.clicking import Clicking
 from iog_export.training.norms import rebase, reestimate
 from iog_export.training.plan import Plan

@@ -1,5 +1,6 @@
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,19 @@ def test_unreadable_photographs_are_passed_over_unless_all_are(shapes, geometry:
             assert "0.jpg: " in caplog.text
     with pytest.raises(DataError, match=r"[01]\.jpg: "):
         next(batches)
+
+
+def test_objects_that_vanish_in_the_crop_end_it_with_the_last_ones_name(shapes, geometry: Geometry):
+    root, _ = shapes
+    line = np.zeros((60, 400), np.uint8)
+    line[30, 10:390] = 1
+    for path, content in (("images/0.jpg", line), ("masks/0.png", line)):
+        assert cv2.imwrite(str(root / "shapes" / path), content)
+    data = DataSet.open(Folders(root, ["shapes/0"]))
+    with pytest.raises(
+        DataError, match=r"shapes/0 object 1, have fewer than 24 pixels in crops of side 64: .*too thin"
+    ):
+        next(iter(Batches(data, geometry, [Stage(64, 2, 1.0)], torch.tensor(0), seed=(0,))))
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of Python 3.12 and above
