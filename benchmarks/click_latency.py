@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 from collections import defaultdict
 from contextlib import ExitStack
@@ -10,13 +12,16 @@ from typing import Any
 
 import click
 import numpy as np
-from harness.competitors import Competitor, Scene, assemble
+from harness.competitors import Competitor, Scene, assemble, names
 from harness.gauge import SIDE, bandwidth, matrix_product
 from harness.networks import Published
+from harness.ratios import against_eager
 from harness.record import EAGER, Record, console, json_option, run
 from harness.rounds import Run, Summary, interleaved
 from harness.scene import Annotator, corrected, prompt
+from iog.cli.values import Seconds
 from iog.segmentation import Segmentation
+from iog_export.networks.resnet import ARCHITECTURES
 from rich.table import Table
 
 GAUGE = "gauge"
@@ -35,18 +40,50 @@ Quiet machine, please: the noise is measured and reported, not removed.
 """
 
 
+class Stepped(click.IntRange):
+    """A whole number from `min` to `max` that is a multiple of `step`."""
+
+    def __init__(self, step: int, min: int, max: int) -> None:
+        super().__init__(min, max)
+        self._step = step
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Raises BadParameter."""
+        number: int = super().convert(value, param, ctx)
+        if rest := number % self._step:
+            below = number - rest
+            self.fail(f"{number} is no multiple of {self._step}; next ones: {below}, {below + self._step}", param, ctx)
+        return number
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A regular expression. Raises BadParameter."""
+    try:
+        return re.compile(text)
+    except re.error as e:
+        raise click.BadParameter(
+            f"{text!r} is no regular expression: {e}; quote with \\ what is meant literally"
+        ) from e
+
+
 @click.command(epilog=EPILOG)
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of all competitors, in turn.")
-@click.option("--only", default="", metavar="REGEX", help="Competitors whose names match. [default: all]")
-@click.option("--backbone", default="resnet101", show_default=True, help="Of the published network.")
-@click.option("--size", type=click.IntRange(64, 2048), default=512, show_default=True, help="Side of its input.")
-@click.option("--width", type=click.IntRange(2), default=256, show_default=True, help="Channels of its decoder.")
-@click.option("--compile-limit", type=float, default=120.0, show_default=True, help="Seconds for torch.compile.")
+@click.option("--only", type=pattern, default="", metavar="REGEX", help="Competitors whose names match. [default: all]")
+@click.option(
+    "--backbone",
+    type=click.Choice(list(ARCHITECTURES)),
+    default="resnet101",
+    show_default=True,
+    help="Of the published network.",
+)
+@click.option("--size", type=Stepped(32, 64, 2048), default=512, show_default=True, help="Side of its input.")
+@click.option("--width", type=Stepped(2, 2, 4096), default=256, show_default=True, help="Channels of its decoder.")
+@click.option("--compile-limit", type=Seconds(0), default=120.0, show_default=True, help="Seconds for torch.compile.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/benchmarks"), show_default=True)
 @json_option
 def main(
     rounds: int,
-    only: str,
+    only: re.Pattern[str],
     backbone: str,
     size: int,
     width: int,
@@ -58,15 +95,17 @@ def main(
 
     All competitors take turns, round after round, in one run on the same cores: ratios hold on a noisy machine,
     milliseconds belong to it. Crop, heat and mask are the same for all; only the network differs, and how often it
-    runs.
+    runs. GrabCut, which has none, gets the published network's frame, and discs where that one gets heat. Ratios are
+    to PyTorch eager on the same network.
     """
     published = Published(work / "networks", backbone, size, width)
-    record = Record("click_latency", rounds=rounds, network=str(published), only=only)
+    record = Record("click_latency", rounds=rounds, network=str(published), only=only.pattern)
     with ExitStack() as stack:
         scene = Scene(published, stack, compile_limit)
         competitors, missing = assemble(scene, only)
         if not competitors:
-            raise click.ClickException(f"--only {only!r}: no competitor of this name can run here")
+            problem = f"{only.pattern!r} matches none that can run here of: {'; '.join(names())}"
+            raise click.BadParameter(problem, param_hint="--only")
         results = measure(competitors, scene, rounds)
     results["missing"] = missing
     console.print(table(results))
@@ -137,13 +176,15 @@ def deviations(competitors: dict[str, Competitor], scene: Scene) -> dict[str, fl
 
 
 def table(results: dict[str, Any]) -> Table:
-    """Medians, quartiles, minima, and the ratio to PyTorch eager."""
+    """Medians, quartiles, minima, and the ratio to PyTorch eager; a section a network."""
     view = Table("", "median ms", "p25", "min", "against eager", title=f"noise {results['noise']:.0%}")
-    eager = next((Summary.of(r["milliseconds"]) for r in results["rows"] if r["competitor"] == EAGER), None)
-    for row in results["rows"]:
-        times = Summary.of(row["milliseconds"])
-        ratio = f"{eager.median / times.median:.1f}x" if eager else "-"
-        view.add_row(row["name"], *(f"{v:.1f}" for v in (times.median, times.p25, times.minimum)), ratio)
+    ratios = against_eager(results["rows"])
+    for _, rows in itertools.groupby(results["rows"], key=lambda row: row["network"]):
+        view.add_section()
+        for row in rows:
+            times = Summary.of(row["milliseconds"])
+            figures = (f"{v:.1f}" for v in (times.median, times.p25, times.minimum))
+            view.add_row(row["name"], *figures, ratios[row["name"]])
     return view
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from iog.backends.base import Backend, open_graphs, stack
 from iog.backends.cuda import CudaMemory
 from iog.backends.surgery import pad
 from iog.bundle import Bundle
-from iog.errors import IogError
 from iog.prompt import Prompt
 from rich.table import Table
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+GRAPHS = ("encoder", "clicks", "head", "network")  # stages in which one runs
+WARM_UP = 10  # runs before those that count
 EPILOG = """\b
 Examples:
   python benchmarks/gpu.py
@@ -30,7 +32,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A bundle. [default: the packaged one]")
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle. [default: the packaged one]")
 @click.option("--backend", type=click.Choice(["ort", "trt"]), default="ort", show_default=True)
 @click.option("--device", type=click.Choice(["cuda", "tensorrt"]), default="cuda", show_default=True, help="Of ort.")
 @click.option(
@@ -43,40 +45,43 @@ def main(model: Path | None, backend: str, device: str, clicks: int, path: Path 
     First click and correction: one annotator, in process, a 1080p photograph that is decoded already. Heads a second:
     batches of heads of as many objects, whose features lie in the arena; click maps go up and logits come back.
     """
-    try:
-        memory = CudaMemory()
-        gpu = {"name": memory.name, "compute_capability": memory.compute_capability}
-        memory.close()
-        engine = open_backend(backend, device=device)
-        bundle = Bundle.open(model)
-        record = Record("gpu", model=bundle.manifest.name, backend=backend, device=device, clicks=clicks, gpu=gpu)
-        results = {"clicks": end_to_end(bundle, engine, clicks), "heads": heads(bundle, engine, clicks)}
-    except IogError as e:
-        raise click.ClickException(str(e)) from e
+    memory = CudaMemory()
+    gpu = {"name": memory.name, "compute_capability": memory.compute_capability}
+    memory.close()
+    engine = open_backend(backend, device=device)
+    bundle = Bundle.open(model)
+    record = Record("gpu", model=bundle.manifest.name, backend=backend, device=device, clicks=clicks, gpu=gpu)
+    record.note(bundle=bundle.digest[:12])
+    times = end_to_end(bundle, engine, clicks)
+    results = {
+        "clicks": {name: vars(Summary.of(values)) for name, values in times.items()},
+        "heads": heads(bundle, engine, clicks),
+    }
     console.print(table(gpu, results))
     record.write(results, path)
 
 
-def end_to_end(bundle: Bundle, engine: Backend, clicks: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of first clicks and corrections, and of the graphs among them."""
-    times: dict[str, list[float]] = {name: [] for name in ("first click", "correction", "encoder", "head")}
+def end_to_end(bundle: Bundle, engine: Backend, clicks: int) -> dict[str, list[float]]:
+    """Milliseconds of `clicks` first clicks and of as many corrections, and of the graphs that each of them ran."""
+    times: dict[str, list[float]] = defaultdict(list)
     with Predictor(bundle, engine) as predictor:
-        image = frame()
+        image, stages = frame(), dict[str, float]()
 
         def segment(request: Prompt) -> None:
-            result = predictor.segment(image, request)
-            for stage in ("encoder", "head"):
-                if stage in result.timings:
-                    times[stage].append(result.timings[stage] * 1e3)
+            stages.clear()
+            stages.update(predictor.segment(image, request).timings)
 
         annotator = Annotator(segment, image.size)
         for name, act in (("first click", annotator.first), ("correction", annotator.correction)):
-            for number in range(-10, clicks):
+            for number in range(-WARM_UP, clicks):
                 start = time.perf_counter()
                 act()
+                milliseconds = (time.perf_counter() - start) * 1e3
                 if number >= 0:
-                    times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: vars(Summary.of(values)) for name, values in times.items() if values}
+                    times[name].append(milliseconds)
+                    for stage in filter(stages.__contains__, GRAPHS):
+                        times[f"{name}: {stage}"].append(stages[stage] * 1e3)
+    return dict(times)
 
 
 def heads(bundle: Bundle, engine: Backend, runs: int) -> list[dict[str, float]]:
@@ -98,7 +103,7 @@ def heads(bundle: Bundle, engine: Backend, runs: int) -> list[dict[str, float]]:
         features = {name: stack([held[i] for held in objects[:batch]]) for i, name in enumerate(names)}
         clicks = random.normal(size=(batch, *(int(d) for d in click_map.shape[1:]))).astype(np.float32)
         times = []
-        for number in range(-10, runs):
+        for number in range(-WARM_UP, runs):
             start = time.perf_counter()
             graphs["head"].run({**features, "clicks": clicks})
             if number >= 0:

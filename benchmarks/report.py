@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from harness import plots
+from harness.ratios import against_eager
 from harness.record import EAGER, console, run
 from harness.rounds import Summary
 
@@ -35,51 +36,70 @@ gpu.json; writes report.md and plots beside them. `make bench` makes all but the
 @click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Rewrite its table.")
 def main(folder: Path, readme: Path | None) -> None:
     """Write FOLDER/report.md and its plots from the JSON files in FOLDER."""
-    records = {name: json.loads(path.read_text()) for name in SECTIONS if (path := folder / f"{name}.json").exists()}
+    records = {name: read(path) for name in SECTIONS if (path := folder / f"{name}.json").exists()}
     if not records:
         raise click.UsageError(f"{folder} has none of {', '.join(f'{name}.json' for name in SECTIONS)}: run them first")
     if readme and "click_latency" not in records:
         raise click.UsageError(f"the README's table needs {folder / 'click_latency.json'}: run click_latency.py first")
-    sections = [f"# Benchmarks\n\n{machine(next(iter(records.values()))['environment'])}"]
+    sections, machines = list[str](), dict[str, list[str]]()
     for name, record in records.items():
-        heading, *rest = WRITERS[name](record, folder)
-        sections += [heading, measured(record), *rest]
-    (folder / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        try:
+            heading, *rest = WRITERS[name](record, folder)
+            sections += [heading, measured(record), *rest]
+            machines.setdefault(machine(record["environment"]), []).append(heading.removeprefix("## "))
+        except KeyError as e:
+            raise _no_record(folder / f"{name}.json", f"it has no {e}, perhaps of another version") from e
+    about = [f"{'; '.join(of)}: {text}" if len(machines) > 1 else text for text, of in machines.items()]
+    (folder / "report.md").write_text("\n\n".join(["# Benchmarks", *about, *sections]) + "\n", encoding="utf-8")
     console.print(f"wrote {folder / 'report.md'}")
     if readme:
         rewrite(readme, summary(records["click_latency"]))
         console.print(f"wrote the table in {readme}")
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A benchmark's record. Raises UsageError for a file that is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise _no_record(path, f"it is cut short, or no JSON: {e}") from e
+    fields = {"environment", "settings", "results"}
+    if not isinstance(record, dict) or fields - record.keys():
+        raise _no_record(path, f"it has not all of {', '.join(sorted(fields))}")
+    return record
+
+
+def _no_record(path: Path, problem: str) -> click.UsageError:
+    return click.UsageError(f"{path} is no record of a benchmark: {problem}; remove it, or run the benchmark again")
+
+
 def machine(environment: Mapping[str, Any]) -> str:
-    """One paragraph."""
+    """One paragraph, the same for all that was measured on this machine with these libraries."""
     libraries = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
     return (
         f"{environment['cores']} cores of {environment['cpu']} ({', '.join(environment['instructions'])}), "
         f"{environment['memory_bytes'] / 2**30:.0f} GiB, {environment['system']}, Python {environment['python']}; "
-        f"{libraries}. Load before the first run: {environment['load_before']}."
+        f"{libraries}."
     )
 
 
 def measured(record: Mapping[str, Any]) -> str:
-    """When, and of what: sections may be of different runs."""
-    bundle = record["settings"].get("bundle")
-    date = record["environment"].get("date", "at an unknown time")
-    return f"Measured {date}" + (f", bundle {bundle}." if bundle else ".")
+    """When, beside what else, and of what: sections may be of different runs."""
+    environment, bundle = record["environment"], record["settings"].get("bundle")
+    date = environment.get("date", "at an unknown time")
+    beside = f"load {environment['load_before']} before and {environment['load_after']} after"
+    return f"Measured {date}, {beside}" + (f", bundle {bundle}." if bundle else ".")
 
 
 def latency(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """What a click costs."""
-    results, environment = record["results"], record["environment"]
-    plots.latency(folder / "latency.png", results["rows"], EAGER)
+    results = record["results"]
+    ratios, eager = against_eager(results["rows"]), eager_network(results["rows"])
+    plots.latency(folder / "latency.png", results["rows"], ratios)
     plots.distributions(folder / "latency_cdf.png", {r["name"]: r["milliseconds"] for r in results["rows"]})
     yield "## What a click costs"
-    yield (
-        f"Milliseconds, medians of {record['settings']['rounds']} rounds in which all took turns; load "
-        f"{environment['load_before']} before and {environment['load_after']} after. {noise(results)}"
-    )
+    yield (f"Milliseconds, medians of {record['settings']['rounds']} rounds in which all took turns. {noise(results)}")
     yield "![Latency](latency.png)"
-    ratios, eager = against(results["rows"]), eager_network(results["rows"])
     yield markdown(
         ("", "runs", "median", "p25", "min", f"against eager {eager}", "logits off by, in their std"),
         [
@@ -87,7 +107,7 @@ def latency(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
                 row["name"],
                 row["network"],
                 *(f"{v:.1f}" for v in (times.median, times.p25, times.minimum)),
-                ratios.get(row["name"], ""),
+                ratios[row["name"]],
                 _deviation(results["deviations"].get(row["competitor"])),
             )
             for row in results["rows"]
@@ -181,17 +201,18 @@ def load(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield (
         f"Model {settings['model']}. Annotators arrive at random, make a first click and {settings['corrections']} "
         f"corrections and think {settings['think']:g} s between them on average; client and server share the cores. "
-        f"{alone(results)} Hence the capacity of {results['capacity']:.1f} clicks a second, of which each load is a "
-        "share."
+        f"{alone(results)} {settings['busy']} annotators who never pause get {results['capacity']:.1f} clicks a second "
+        "together: of this capacity each load is a share. *Offered* is all that those click who come in the measured "
+        "time, *clicked* what was due in it, *answered* the masks that came in it."
     )
     yield "![Throughput and latency](load.png)"
-    columns = ("clicks/s answered", "hits", "rejected", "failed", "first p50", "p95", "p99")
+    columns = ("offered/s", "clicked/s", "answered/s", "hits", "rejected", "failed", "first p50", "p95", "p99")
     yield markdown(
         ("load", *columns, "correction p50", "p95", "p99", "server MB"),
         [
             (
                 f"{at['share']:.0%}",
-                f"{at['answered_per_second']:.1f}",
+                *(f"{at[f'{each}_per_second']:.1f}" for each in ("offered", "clicked", "answered")),
                 f"{at['hit_rate']:.0%}",
                 f"{at['rejected']}",
                 f"{at['failed']}",
@@ -282,9 +303,9 @@ WRITERS = {"click_latency": latency, "server_load": load, "burst": burst, "soak"
 def summary(record: Mapping[str, Any]) -> str:
     """The README's table."""
     results, environment = record["results"], record["environment"]
-    ratios = against(results["rows"])
+    ratios = against_eager(results["rows"])
     rows = [
-        (row["network"], row["name"], f"{times.median:.0f}", f"{times.minimum:.0f}", ratios.get(row["name"], ""))
+        (row["network"], row["name"], f"{times.median:.0f}", f"{times.minimum:.0f}", ratios[row["name"]])
         for row in results["rows"]
         for times in [Summary.of(row["milliseconds"])]
     ]
@@ -315,12 +336,6 @@ def rewrite(readme: Path, text: str) -> None:
     if len(pattern.findall(before)) != 1:
         raise click.UsageError(f"{readme}: expected one place between {BEGIN} and {END}")
     readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", before), encoding="utf-8")
-
-
-def against(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By row: how many times faster than PyTorch eager, medians."""
-    eager = [Summary.of(row["milliseconds"]).median for row in rows if row["competitor"] == EAGER]
-    return {row["name"]: f"{eager[0] / Summary.of(row['milliseconds']).median:.1f}x" for row in rows} if eager else {}
 
 
 def noise(results: Mapping[str, Any]) -> str:

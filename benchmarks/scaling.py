@@ -20,6 +20,7 @@ from harness.server import served
 from iog import Client, Predictor
 from iog.backends import open_backend
 from iog.bundle import Bundle
+from iog.cli.values import Seconds
 from iog.image import Image
 from iog.prompt import Size
 from rich.table import Table
@@ -49,7 +50,7 @@ Examples:
 @click.option(
     "--points", type=click.IntRange(1), default=99, metavar="N", help="Of each line, the first N. [default: all]"
 )
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="For each number of annotators.")
+@click.option("--seconds", type=Seconds(0), default=3.0, show_default=True, help="For each number of annotators.")
 @json_option
 def main(model: Path | None, rounds: int, points: int, seconds: float, path: Path | None) -> None:
     """Measure one line for each dimension; all else as with one annotator on a 1080p photograph, in process.
@@ -68,8 +69,9 @@ def main(model: Path | None, rounds: int, points: int, seconds: float, path: Pat
             "image height": line(image_heights(predictor, HEIGHTS[:points]), rounds),
             "clicks": clicks(predictor, CLICKS[:points], rounds),
             "batch": line(batches(Bundle.open(model), BATCHES[:points]), rounds, per_item=True),
-            "objects": objects(predictor, OBJECTS[:points], rounds),
         }
+    with Predictor.open(model) as predictor:  # which holds no object yet
+        lines["objects"] = objects(predictor, OBJECTS[:points], rounds)
     lines["annotators"] = annotators(model, ANNOTATORS[:points], seconds)
     console.print(table(lines))
     record.write(lines, path)
@@ -136,7 +138,7 @@ def batches(bundle: Bundle, counts: Sequence[int]) -> dict[Position, Run]:
 
 
 def objects(predictor: Predictor, counts: Sequence[int], rounds: int) -> Line:
-    """Corrections of one object while so many are held."""
+    """Corrections of one object while so many are held; of a predictor that holds none."""
     image, result = frame(), dict[int, float]()
     annotator = Annotator(partial(predictor.segment, image), image.size)
     numbers = itertools.count()
@@ -160,18 +162,18 @@ def annotators(model: Path | None, counts: Sequence[int], seconds: float) -> Lin
     with served(*(("--model", str(model)) if model else ())) as server, Client(server.address) as client:
         for count in counts:
             with console.status(f"{count} annotators"), ThreadPoolExecutor(count) as threads:
+                begin = partial(Annotator, partial(client.segment, data), FULL_HD)
+                begun = list(threads.map(begin, range(-1, -1 - count, -1)))  # all first clicks are answered
                 start = time.perf_counter()
-                works = [threads.submit(clicking, client, data, -1 - number, seconds) for number in range(count)]
-                times = [ms for work in works for ms in work.result()]
+                times = [ms for each in threads.map(partial(correcting, seconds=seconds), begun) for ms in each]
             per_second[count] = len(times) / (time.perf_counter() - start)
             latency[count] = float(np.median(times))
     return {"corrections a second": per_second, "median ms": latency}
 
 
-def clicking(client: Client, data: bytes, shift: int, seconds: float) -> list[float]:
+def correcting(annotator: Annotator, seconds: float) -> list[float]:
     """Milliseconds of one annotator's corrections, one at least."""
-    annotator, times = Annotator(partial(client.segment, data), FULL_HD, shift), list[float]()
-    end = time.perf_counter() + seconds
+    times, end = list[float](), time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
         annotator.correction()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from harness.rounds import progress
 from harness.scene import FULL_HD, another, corrected, growing, photograph, prompt
 from harness.server import Served, served
 from iog import Client, Prompt
-from iog.cli.values import byte_count
+from iog.cli.values import Number, Seconds, byte_count
 from rich.table import Table
 
-SHARES = (0.25, 0.5, 0.75, 0.9, 1.2)  # of what the server can do at most
+BUSY = 4  # annotators at a time who never pause
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.2)  # of the capacity, which is what these get together
+CAPACITY_S = 3.0  # in which it is measured
 ALONE = 15  # clicks of each kind on an idle server
 PHOTOGRAPHS = 8
-SOAKERS = 4  # annotators at a time
 BURSTS = 3
 PUBLISHED = "published"
+FLOW = ("offered", "clicked", "answered")  # a second
 
 EPILOG = """\b
 Examples:
@@ -41,18 +44,22 @@ export takes minutes. Ctrl-C stops the server too.
 
 @click.command(epilog=EPILOG)
 @click.option("--model", metavar="DIR|published", help="What to serve. [default: the packaged default model]")
-@click.option("--load", "shares", type=float, multiple=True, help=f"Shares of the capacity. {list(SHARES)}")
-@click.option("--seconds", type=click.FloatRange(1), default=30.0, show_default=True, help="For each load.")
 @click.option(
-    "--think", type=click.FloatRange(0.0), default=1.0, show_default=True, help="Mean seconds between clicks."
+    "--load",
+    "shares",
+    type=Number(0.01, 100),
+    multiple=True,
+    help=f"Of the capacity; may be repeated. [default: {', '.join(map(str, SHARES))}]",
 )
+@click.option("--seconds", type=Seconds(1), default=30.0, show_default=True, help="For each load.")
+@click.option("--think", type=Seconds(0), default=1.0, show_default=True, help="Mean seconds between clicks.")
 @click.option(
     "--corrections", type=click.IntRange(1, 100), default=4, show_default=True, help="After each first click."
 )
 @click.option(
     "--burst", type=click.IntRange(1), metavar="N", help="Instead: N first clicks at once, one correction each."
 )
-@click.option("--soak", type=click.FloatRange(0.01), metavar="MINUTES", help="Instead: click without a pause.")
+@click.option("--soak", type=Number(0.01), metavar="MINUTES", help="Instead: click without a pause.")
 @click.option("--objects", type=click.IntRange(1), default=500, show_default=True, help="To soak with.")
 @click.option("--features-budget", type=byte_count, metavar="SIZE", default="1GiB", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/benchmarks"), show_default=True)
@@ -74,12 +81,13 @@ def main(
 
     Annotators arrive at random (Poisson), each with one object: a first click, then corrections, each after a time of
     thinking that begins with the reply. Arrivals do not wait for the server: if it is too slow, they queue up. Latency
-    runs from when a click was due. A click that the server turns away is counted, not repeated.
+    runs from when a click was due. A click that the server turns away is counted, not repeated. Loads are shares of the
+    capacity, which is measured first: the clicks a second that a few annotators get together who never pause.
     """
     if burst and soak:
         raise click.UsageError("--burst and --soak are different runs; give one of them")
     bundle = published(work) if model == PUBLISHED else model
-    record = Record("server_load", model=model or "default", think=think, corrections=corrections)
+    record = Record("server_load", model=model or "default", think=think, corrections=corrections, busy=BUSY)
     options = [*(("--model", str(bundle)) if bundle else ()), "--features-budget", str(features_budget)]
     if burst:
         options += ["--max-concurrency", str(max(64, 2 * burst))]
@@ -96,11 +104,13 @@ def main(
             elif soak:
                 results["soak"] = soaked(crowd, server, desk, soak * 60, objects, corrections, features_budget, ready)
             else:
-                capacity = (1 + corrections) / (alone["first"] + corrections * alone["correction"]) * 1e3
-                results["capacity"] = capacity
+                capacity = results["capacity"] = busy(crowd, desk, corrections, min(seconds, CAPACITY_S))
                 results["loads"] = [
-                    loaded(crowd, server, desk, share, capacity, seconds, think, corrections)
-                    for share in shares or SHARES
+                    {
+                        "share": share,
+                        **loaded(crowd, server, desk, number, share * capacity, seconds, think, corrections),
+                    }
+                    for number, share in enumerate(shares or SHARES)
                 ]
         results["peak_resident_bytes"] = server.peak()
     console.print(table(results))
@@ -153,19 +163,39 @@ def idle(client: Client, photograph: bytes) -> dict[str, float]:
     return {name: 1e3 * float(np.median(times)) for name, times in named.items()}
 
 
+def busy(crowd: Crowd, desk: Desk, corrections: int, seconds: float) -> float:
+    """Clicks a second of BUSY annotators together who never pause, after a third of that time to warm up."""
+    random = np.random.default_rng(0)
+
+    def annotator(limit: float) -> float:
+        start, answered, passed = time.perf_counter(), 0, 0.0
+        while passed < limit:
+            answered += sum(r.answered for r in crowd.annotate([desk.annotation(0.0, corrections, 0.0, random)]))
+            passed = time.perf_counter() - start
+        return answered / passed
+
+    with console.status(f"{BUSY} annotators who never pause"), ThreadPoolExecutor(BUSY) as threads:
+        for limit in (seconds / 3, seconds):
+            rates = list(threads.map(annotator, [limit] * BUSY))
+    return sum(rates)
+
+
 def loaded(
-    crowd: Crowd, server: Served, desk: Desk, share: float, capacity: float, seconds: float, think: float, clicks: int
+    crowd: Crowd, server: Served, desk: Desk, number: int, load: float, seconds: float, think: float, clicks: int
 ) -> dict[str, Any]:
-    """One load: what was asked for and what came of it, once as many annotators come as go."""
-    random, settled = np.random.default_rng(0), think * clicks
-    arrivals = poisson(share * capacity / (1 + clicks), seconds + settled, random)
-    annotations = [desk.annotation(at, clicks, think, random) for at in arrivals]
-    with console.status(f"load {share:.0%} of {capacity:.1f} clicks a second, {len(annotations)} annotators"):
+    """One load, of so many clicks a second: what came of it, once as many annotators come as go.
+
+    number: of the load; each has arrivals of its own, the same ones every time.
+    """
+    rate, settled = load / (1 + clicks), 2 * think * clicks  # twice what one thinks: nearly all have gone
+    random = np.random.default_rng(number)
+    early, counted = poisson(rate, 0.0, settled, random), poisson(rate, settled, seconds, random)
+    annotations = [desk.annotation(at, clicks, think, random) for at in (*early, *counted)]
+    with console.status(f"{load:.1f} clicks a second, {len(annotations)} annotators"):
         every = crowd.annotate(annotations)
     replies = [r for r in every if settled <= r.due < settled + seconds]
     return {
-        "share": share,
-        "offered_per_second": share * capacity,
+        "offered_per_second": len(counted) * (1 + clicks) / seconds,
         "clicked_per_second": len(replies) / seconds,
         "answered_per_second": answered_within(every, settled, seconds) / seconds,
         "resident_bytes": server.resident(),
@@ -219,7 +249,7 @@ def soaked(
         task = bar.add_task("soaking", total=seconds)
         while (passed := time.monotonic() - start) < seconds:
             chosen = list(itertools.islice(unseen, 1))  # each at least once, if the time allows
-            chosen += random.integers(0, objects, SOAKERS - len(chosen)).tolist()
+            chosen += random.integers(0, objects, BUSY - len(chosen)).tolist()
             seen.update(chosen)
             replies += crowd.annotate([desk.without_pause(number, clicks) for number in chosen])
             resident.append(server.resident() or 0)
@@ -260,18 +290,25 @@ def came_of(replies: list[Reply]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> Table:
     """Every load with its latencies; or the burst; or the soak."""
     alone = ", ".join(f"{name} {ms:.1f} ms" for name, ms in results["alone"].items())
-    view = Table(title=f"alone: {alone}")
-    for column in ("", "clicks", "rejected", "hits", "first p50", "p99", "correction p50", "p95", "p99"):
+    capacity = f"; capacity {results['capacity']:.1f} clicks a second" if "capacity" in results else ""
+    view = Table(title=f"alone: {alone}{capacity}")
+    columns = ("", *(f"{each}/s" for each in FLOW), "clicks", "rejected", "hits", "first p50", "p99")
+    for column in (*columns, "correction p50", "p95", "p99"):
         view.add_column(column, justify="right")
     named = {f"load {load['share']:.0%}": load for load in results.get("loads", ())}
     named |= {name: results[name] for name in ("burst", "soak") if name in results}
     for name, came in named.items():
-        shown = [came["first"].get(p) for p in ("p50", "p99")] + [
-            came["correction"].get(p) for p in ("p50", "p95", "p99")
-        ]
+        flow = [came.get(f"{each}_per_second") for each in FLOW]
+        shown = [came["first"].get(p) for p in ("p50", "p99")]
+        shown += [came["correction"].get(p) for p in ("p50", "p95", "p99")]
         cells = (f"{came['clicks']}", f"{came['rejected']}", f"{came['hit_rate']:.0%}")
-        view.add_row(name, *cells, *("-" if ms is None else f"{ms:.1f}" for ms in shown))
+        view.add_row(name, *map(figure, flow), *cells, *map(figure, shown))
     return view
+
+
+def figure(value: float | None) -> str:
+    """With one digit."""
+    return "-" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":

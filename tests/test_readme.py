@@ -12,8 +12,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from iog_export.cli import randomize
-from iog_export.networks import IOG, NetworkSpec
+from iog_export.networks import IOG, NetworkSpec, randomize
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -29,13 +29,13 @@ from iog_export.to_onnx import OnnxGraph
 from .compiled import compiled
 from .host import Host, Seen
 from .networks import NotRun, Published
-from .record import EAGER, console
+from .record import DEFAULT_MODEL, EAGER, console
 from .scene import frame, photograph
 from .server import served
 
 Click = Literal["any", "first", "correction"]
 
-DEFAULT = "iog-runtime, default model"
+DEFAULT = f"iog-runtime, {DEFAULT_MODEL}"
 THROUGH_GRPC = f"{DEFAULT}, through gRPC"
 FWHM = 10 / 512  # published, as a share of the frame
 PUBLISHED_CORNER_OFFSET = 10
@@ -76,12 +76,17 @@ class Scene:
         return Host(crop, GuidanceSpec(size, size * FWHM), self.image)
 
 
-def assemble(scene: Scene, only: str = "") -> tuple[dict[str, Competitor], dict[str, str]]:
-    """Those that can run here by name, and for the others why not. only: a regular expression that names match."""
+def names() -> list[str]:
+    """Of all competitors."""
+    return list(_makers())
+
+
+def assemble(scene: Scene, only: re.Pattern[str]) -> tuple[dict[str, Competitor], dict[str, str]]:
+    """Those that can run here by name, and for the others why not. only: what names match."""
     running: dict[str, Competitor] = {}
     missing: dict[str, str] = {}
     for name, make in _makers().items():
-        if not re.search(only, name):
+        if not only.search(name):
             continue
         with console.status(f"preparing {name}"):
             try:
@@ -198,17 +203,19 @@ def _platform_function(scene: Scene) -> Competitor:
 
 
 def _grabcut(scene: Scene) -> Competitor:
-    """On the part of the frame that the networks see: on all of it, it takes several times as long."""
-    crop = scene.host.crop
+    """On the square frame that the published network gets, with the box and all points moved into it."""
+    host = scene.host
 
     def answer(prompt: Prompt) -> BoolArray:
-        x0, y0, x1, y1 = Crop.around(prompt.box, crop).visible(scene.image.size)
-        moved = Prompt(
-            Box(prompt.box.x0 - x0, prompt.box.y0 - y0, prompt.box.x1 - x0, prompt.box.y1 - y0),
-            Point(prompt.inside.x - x0, prompt.inside.y - y0),
-            tuple(replace(c, x=c.x - x0, y=c.y - y0) for c in prompt.clicks),
-        )
-        return grabcut(scene.image.pixels[y0:y1, x0:x1], moved)
+        prompt = prompt.within(scene.image.size)
+        crop = Crop.around(prompt.box, host.crop)
+        (x0, y0), *_, (x1, y1) = crop.corners(prompt.box, 0).tolist()
+        points = [(prompt.inside.x, prompt.inside.y), *((c.x, c.y) for c in prompt.clicks)]
+        inside, *others = crop.to_network(points).tolist()
+        clicks = (replace(c, x=x, y=y) for c, (x, y) in zip(prompt.clicks, others, strict=True))
+        moved = Prompt(Box(x0, y0, x1, y1), Point(*inside), tuple(clicks))
+        frame = crop.extract(scene.image.pixels, host.crop.interpolation)  # (S, S, 3)
+        return host.mask_of_frame(grabcut(frame, moved), crop)
 
     return Competitor(answer, ("any",), "no network")
 
@@ -226,7 +233,7 @@ def _ours(backend: str, precision: str) -> Callable[[Scene], Competitor]:
 
 def _default(scene: Scene) -> Competitor:
     _note_traffic(scene, Bundle.open(), "default model's {}")
-    return _predictor(scene, Predictor.open(), "default model")
+    return _predictor(scene, Predictor.open(), DEFAULT_MODEL)
 
 
 def _predictor(scene: Scene, predictor: Predictor, network: str) -> Competitor:
@@ -243,7 +250,7 @@ def _through_grpc(scene: Scene) -> Competitor:
     """A server in a process of its own."""
     running = scene.stack.enter_context(served())
     client = scene.stack.enter_context(Client(running.address))
-    return Competitor(lambda prompt: client.segment(scene.image, prompt), ("first", "correction"), "default model")
+    return Competitor(lambda prompt: client.segment(scene.image, prompt), ("first", "correction"), DEFAULT_MODEL)
 
 
 def _note_traffic(scene: Scene, bundle: Bundle, name: str) -> None:

@@ -18,6 +18,8 @@ LIBRARIES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
     "torch",
     "grpcio",
 )

@@ -51,6 +51,13 @@ class Host:
 
     def mask(self, logits: FloatArray, crop: Crop) -> BoolArray:
         """(H, W) from (S/4, S/4)."""
+        return self._thresholded(crop.scores(logits, self.image.size), crop)
+
+    def mask_of_frame(self, frame: BoolArray, crop: Crop) -> BoolArray:
+        """(H, W) from a mask of the network's frame, (S, S)."""
+        return self._thresholded(crop.from_network(frame.astype(np.float32), self.image.size), crop)
+
+    def _thresholded(self, scores: FloatArray, crop: Crop) -> BoolArray:
         x0, y0, _, _ = crop.visible(self.image.size)
-        region, bounds = threshold(crop.scores(logits, self.image.size), THRESHOLD, x0, y0)
+        region, bounds = threshold(scores, THRESHOLD, x0, y0)
         return full_frame(region, bounds, self.image.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,12 +114,9 @@ def _came_of(call: grpc.Future) -> tuple[Outcome, Mapping[str, float]]:
     return ("rejected" if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else "failed"), {}
 
 
-def poisson(rate: float, seconds: float, random: np.random.Generator) -> Iterator[float]:
-    """Arrival times within the first `seconds`, `rate` a second on average."""
-    at = random.exponential(1 / rate)
-    while at < seconds:
-        yield at
-        at += random.exponential(1 / rate)
+def poisson(rate: float, start: float, seconds: float, random: np.random.Generator) -> list[float]:
+    """Arrival times in the `seconds` from `start`: of a Poisson process, given that as many come as are expected."""
+    return sorted(random.uniform(start, start + seconds, round(rate * seconds)).tolist())
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

@@ -15,8 +15,7 @@ import onnx
 import torch
 from iog.bundle import GraphInfo
 from iog_export import export
-from iog_export.cli import randomize
-from iog_export.networks import IOG, Features, NetworkSpec
+from iog_export.networks import IOG, Features, NetworkSpec, randomize
 from iog_export.to_onnx import OnnxGraph, export_graph, finish
 from torch import Tensor, nn
 

@@ -12,25 +12,26 @@ from iog_export.evaluation.plot import COLORS, INK, MUTED
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .ratios import NONE
 from .rounds import Summary
 
 OURS, OTHERS = COLORS[0], MUTED
 GRID = "#e4e6ea"
 
 
-def latency(path: Path, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
-    """A bar a row, with the ratio to the reference."""
+def latency(path: Path, rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, str]) -> None:
+    """A bar a row, with its ratio to PyTorch eager."""
     times = [Summary.of(row["milliseconds"]) for row in rows]
-    base = [t.median for t, row in zip(times, rows, strict=True) if row["competitor"] == reference]
     with _figure(path, (11, 1.2 + 0.33 * len(rows))) as (axes,):
         names = [f"{row['name']} ({row['network']})" for row in rows]
         colors = [OURS if row["name"].startswith("iog-runtime") else OTHERS for row in rows]
         medians = [t.median for t in times]
         spans = np.array([(t.median - t.p25, t.p75 - t.median) for t in times]).T
         axes.barh(names, medians, color=colors, xerr=spans, ecolor=INK, error_kw={"linewidth": 0.8})
-        for y, t in enumerate(times):
-            ratio = f"  {base[0] / t.median:.1f}x" if base else ""
-            axes.text(t.p75 * 1.08, y, f"{t.median:.1f} ms{ratio}", va="center", color=INK, fontsize=8)
+        for y, (t, row) in enumerate(zip(times, rows, strict=True)):
+            ratio = ratios[row["name"]]
+            label = f"{t.median:.1f} ms" + (f"  {ratio}" if ratio != NONE else "")
+            axes.text(t.p75 * 1.08, y, label, va="center", color=INK, fontsize=8)
         axes.set(xscale="log", xlabel="milliseconds a click: median, quartiles; ratio to PyTorch eager")
         axes.set_xlim(min(medians) / 2, max(medians) * 6)
         axes.invert_yaxis()

@@ -6,14 +6,16 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from iog.errors import Internal, IogError
 from rich.console import Console
 
 from .environment import environment, load
 
 EAGER = "PyTorch eager, whole network"  # the competitor to whom ratios are given
+DEFAULT_MODEL = "default model"  # what its competitors run
 WIDTH = None if sys.stderr.isatty() else 140
 console = Console(stderr=True, highlight=False, width=WIDTH)
 json_option = click.option(
@@ -49,16 +51,33 @@ class Record:
 
 
 def run(command: click.Command) -> None:
-    """From the command line. Wrong use: exit code 2; Ctrl-C: all that was started is stopped, exit code 130."""
+    """From the command line, with the exit codes of `iog` and what went wrong in a line.
+
+    2: wrong input; 1: another failure; 130: Ctrl-C, when all that was started is stopped.
+    """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of all `finally`
     try:
         command.main(standalone_mode=False)
     except click.UsageError as e:
-        e.show()
-        sys.exit(2)
+        message = e.format_message()
+        _stop(f"{message[:1].lower()}{message[1:]} (see `{_script()} --help`)", 2)
     except click.ClickException as e:
-        e.show()
-        sys.exit(e.exit_code)
+        _stop(e.format_message(), e.exit_code)
+    except IogError as e:
+        _stop("; ".join([str(e), *getattr(e, "__notes__", ())]), 1 if isinstance(e, Internal) else 2)
+    except OSError as e:
+        if e.filename is None:  # of none that was asked for
+            raise
+        _stop(f"{e.filename}: {e.strerror}", 2)
     except (click.Abort, KeyboardInterrupt):
         console.print("interrupted; nothing was written")
         sys.exit(130)
+
+
+def _stop(problem: str, code: int) -> NoReturn:
+    click.echo(f"{_script()}: {problem}", err=True)
+    sys.exit(code)
+
+
+def _script() -> str:
+    return Path(sys.argv[0]).name

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import click
+from iog.cli import Defect, Refused
 
 READY_S = 120.0
 STOPPED_S = 30.0
@@ -70,5 +70,6 @@ def _ready(process: subprocess.Popen[bytes], log: IO[str], command: Sequence[str
             return found[1]
         time.sleep(0.1)
     log.seek(0)
+    problem = Refused if process.poll() == 2 else Defect  # as `iog` ends
     last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
-    raise click.ClickException(f"`{' '.join(command[1:])}` did not start: {last}")
+    raise problem(f"`{' '.join(command[1:])}` did not start: {last}")

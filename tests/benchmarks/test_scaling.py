@@ -1,0 +1,41 @@
+"""What is counted when annotators correct at once."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import scaling
+from harness.scene import prompt
+from iog import Prompt
+
+
+def test_first_clicks_are_no_corrections_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second annotator's first click takes long; meanwhile the first one may not begin to correct."""
+    clicks: list[int] = []
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            pass
+
+        def __enter__(self) -> "Client":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def segment(self, image: bytes, asked: Prompt) -> None:
+            if not asked.clicks and asked.box.x1 == prompt(scaling.FULL_HD, -2).box.x1:
+                time.sleep(0.1)
+            clicks.append(len(asked.clicks))
+
+    @contextmanager
+    def served(*_: str) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(address="nowhere")
+
+    monkeypatch.setattr(scaling, "Client", Client)
+    monkeypatch.setattr(scaling, "served", served)
+    line = scaling.annotators(None, [2], seconds=0.0)
+    assert clicks == [0, 0, 1, 1]
+    assert line["corrections a second"][2] > 2 / 0.1
