@@ -34,8 +34,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _SPARE_THREADS = 16
 _MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
 _POLL_S = 0.1
-# SIGHUP: the terminal has gone. Windows has none.
-_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _MAX_INT = 2**31 - 1  # of gRPC's options
 # Of the spare threads; the rest turn requests away.
 _REFLECTIONS = 4
@@ -206,8 +204,9 @@ class Server:
 
 
 def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP, then drain. To be called from the main thread, which alone gets signals.
+    """Serve until SIGINT, SIGTERM, or SIGHUP where that is not ignored, then drain.
 
+    To be called from the main thread, which alone gets signals.
     Raises OSError if the address is taken, KeyboardInterrupt if a second signal ended the drain.
     """
     asked_to_stop, hurry = threading.Event(), threading.Event()
@@ -216,7 +215,10 @@ def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -
         # NB: an exception raised here could strike inside gRPC and leave it half shut down, for ever.
         (hurry if asked_to_stop.is_set() else asked_to_stop).set()
 
-    before = {number: signal.signal(number, on_signal) for number in _STOPPING}
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` asks for
+        stopping.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in stopping}
     try:
         server = Server(predictors, config)
         server.start()

@@ -646,10 +646,11 @@ def test_stopping_lets_requests_in_progress_finish_and_takes_no_more(
     assert not stopping.is_alive()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_drain_and_end_the_process(number: signal.Signals, split_bundle: Path) -> None:
     script = """
-import logging, sys
+import logging, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs this may ignore it
 from iog.predictor import Predictor
 from iog.rpc.server import ServerConfig, serve
 logging.basicConfig(level=logging.INFO, format="%(message)s")
