@@ -222,7 +222,8 @@ def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -
     try:
         server = Server(predictors, config)
         server.start()
-        asked_to_stop.wait()
+        while not asked_to_stop.wait(_POLL_S):  # NB: a signal that comes just before the wait does not end it
+            pass
         logger.info("draining for up to %g s; a second signal ends it", server.config.grace_s)
         server.stop(hurry=hurry)
         if hurry.is_set():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -646,6 +647,15 @@ def test_stopping_lets_requests_in_progress_finish_and_takes_no_more(
     assert not stopping.is_alive()
 
 
+@contextmanager
+def killed_in_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
+    """What fails meanwhile is told, instead of waiting for the process."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_drain_and_end_the_process(number: signal.Signals, split_bundle: Path) -> None:
     script = """
@@ -695,9 +705,12 @@ serve([Predictor.open(sys.argv[1], backend="fake")], ServerConfig(port=0, grace_
         yield pb.UploadImageRequest(header=pb.UploadHeader())
         released.wait(TIMEOUT)
 
-    with subprocess.Popen(
-        [*starter, sys.executable, "-c", script, split_bundle], stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            [*starter, sys.executable, "-c", script, split_bundle], stderr=subprocess.PIPE, text=True
+        ) as process,
+        killed_in_the_end(process),
+    ):
         assert process.stderr
         address = process.stderr.readline().split()[-1]
         with grpc.insecure_channel(address) as channel:
