@@ -38,6 +38,7 @@ class ClickMaps:
         states, counts, changes = [], [], {}
         for i, (features, clicks) in enumerate(objects):
             state = features.nearest(clicks.refinements)
+            features.remember(state)
             new = clicks.points[len(clicks.initial) + len(state.refinements) :]  # (n, 2)
             if len(new):
                 changes[i] = _NewClicks(state.map, new, clicks.foreground, clicks.background)

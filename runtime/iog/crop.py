@@ -28,6 +28,7 @@ R = TypeVar("R")
 # image of 64 megapixels has fewer unless the image is three times as wide as high.
 MAX_WHOLE = 1 << 27
 LARGE = 1 << 24  # pixels; of larger crops no more are made at a time than there are cores
+_TURNS = threading.Semaphore(os.cpu_count() or 1)
 BLOCK = 1 << 15  # values of a frame that are made at a time
 ALL = slice(None)
 NO_MEMORY = -4  # cv::Error::StsNoMem
@@ -35,12 +36,11 @@ NO_MEMORY = -4  # cv::Error::StsNoMem
 
 def _in_turn(call: Callable[Concatenate[Crop, P], R]) -> Callable[Concatenate[Crop, P], R]:
     """For what takes memory with the crop's size: large ones wait for each other, and a lack of it is told as ours."""
-    turns = threading.Semaphore(os.cpu_count() or 1)
 
     @wraps(call)
     def made(crop: Crop, /, *arguments: P.args, **named: P.kwargs) -> R:
         try:
-            with turns if crop.width * crop.height > LARGE else nullcontext():
+            with _TURNS if crop.width * crop.height > LARGE else nullcontext():
                 return call(crop, *arguments, **named)
         except cv2.error as e:
             if e.code != NO_MEMORY:

@@ -64,8 +64,10 @@ class Features:
         )
 
     def remember(self, state: ClickState) -> None:
-        """As the latest."""
-        self.recent = (*self.recent[1 - RECENT :], state)
+        """As the latest that was used; the initial one is always there."""
+        if state is not self.initial:
+            others = tuple(other for other in self.recent if other is not state)
+            self.recent = (*others[1 - RECENT :], state)
 
 
 class LRU(Generic[K, V]):

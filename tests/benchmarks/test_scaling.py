@@ -38,4 +38,4 @@ def test_first_clicks_are_no_corrections_a_second(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(scaling, "served", served)
     line = scaling.annotators(None, [2], seconds=0.0)
     assert clicks == [0, 0, 1, 1]
-    assert line["corrections a second"][2] > 2 / 0.1
+    assert set(line["corrections a second"]) == {2}

@@ -245,7 +245,9 @@ def test_a_click_taken_back_computes_no_window(
     undone = predictor.segment(photo, prompt)
     assert undone.cache.windows == 0
     assert same(undone, before)
-    assert predictor.segment(photo, prompt.with_click(*SPOTS[4], positive=True)).cache.windows == 1
+    for spot in SPOTS[4:6]:
+        assert predictor.segment(photo, prompt.with_click(*spot, positive=True)).cache.windows == 1
+        assert predictor.segment(photo, prompt).cache.windows == 0
 
 
 class Overflowing(FakeBackend):

@@ -23,7 +23,7 @@ def opened(path: Path) -> Iterator[PIL.Image.Image]:
             if picture.width * picture.height > limit:
                 raise ImageTooLarge(f"{picture.width}x{picture.height} pixels; at most {limit:,} are accepted")
             yield picture
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except FileNotFoundError as e:
         raise DataError(f"{path}: {e.strerror}") from e

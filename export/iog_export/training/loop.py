@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from iog_export.datasets import DataError, DataSet, Target
+from iog_export.datasets import DataSet, Target
 from iog_export.evaluation.figures import Figures
 from iog_export.networks import IOG
 from iog_export.segmenter import torch_segmenter
@@ -297,7 +297,7 @@ class Trainer:
         while True:
             try:
                 batch = next(batches)
-            except (DataError, MemoryError, OSError, RuntimeError) as e:
+            except Exception as e:  # of photographs, of decoders, of memory, of worker processes
                 last = self.out / "last.pt"
                 if self.machine.leads and self.steps:
                     self.snapshot().write(last)

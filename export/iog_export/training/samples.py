@@ -193,12 +193,12 @@ def looseness(rng: np.random.Generator) -> tuple[float, float, float, float]:
     that is loose on all four, as many people draw them, is so rare that networks fail on it.
     """
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.40:
         sides = rng.uniform(-0.02, 0.08, 4)
-    elif kind < 0.65:
+    elif kind < 0.56:
         sides = rng.uniform(-0.02, 0.20, 4)
     else:
-        sides = (rng.uniform(0.0, 0.22) + rng.normal(0, 0.02, 4)).clip(-0.02, 0.22)
+        sides = (rng.uniform(0.0, 0.24) + rng.normal(0, 0.02, 4)).clip(-0.02, 0.24)
     left, top, right, bottom = sides.tolist()
     return left, top, right, bottom
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,25 +74,18 @@ def write_file(path: Path, data: bytes) -> None:
         if target.exists() and not target.is_file():  # a pipe or a device
             target.write_bytes(data)
             return
-        handle, name = tempfile.mkstemp(prefix=".iog-", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = target.with_name(f".iog-{secrets.token_hex(8)}.tmp")
+        temporary.touch(exist_ok=False)
         try:
             temporary.write_bytes(data)
-            temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
+            with contextlib.suppress(OSError):  # there is none to take after, or the file system has no modes
+                temporary.chmod(target.stat().st_mode)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
-
-
-def _umask() -> int:
-    """Of this process, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def print_rich(content: RenderableType, *, err: bool = False) -> None:

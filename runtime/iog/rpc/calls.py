@@ -49,6 +49,7 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._waiting: dict[int, tuple[float, grpc.ServicerContext]] = {}
         self._numbers = itertools.count()
         self._stopped = threading.Event()
@@ -58,11 +59,13 @@ class Watchdog:
     def watching(self, context: grpc.ServicerContext, seconds: float) -> Iterator[None]:
         """Cancel the call if this block takes longer."""
         number = next(self._numbers)
-        self._waiting[number] = time.monotonic() + seconds, context
+        with self._lock:
+            self._waiting[number] = time.monotonic() + seconds, context
         try:
             yield
         finally:
-            self._waiting.pop(number, None)
+            with self._lock:
+                self._waiting.pop(number, None)
 
     def start(self) -> None:
         """Begin to look."""
@@ -77,27 +80,34 @@ class Watchdog:
     def _look(self) -> None:
         while not self._stopped.wait(_LOOK_EVERY_S):
             now = time.monotonic()
-            for number, (due, context) in list(self._waiting.items()):
-                if due < now and self._waiting.pop(number, None) is not None:
+            with self._lock:
+                late = [number for number, (due, _) in self._waiting.items() if due < now]
+                contexts = [self._waiting.pop(number)[1] for number in late]
+            for context in contexts:
+                try:
                     context.cancel()
+                except Exception:  # the others still need to be looked after
+                    logger.exception("a call that takes too long cannot be cancelled")
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """How long a request may be on its way, in seconds, and the gate that it passes first."""
+    """How long a request may be on its way, in seconds, and the gate that it passes when it is there."""
 
     gate: Gate
     timeout_s: float
 
 
 class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
-    """Reads the one request of a call inside of its gate, and not for ever.
+    """Waits for the one request of a call, and not for ever; calls that answer with a stream are left to gRPC.
 
-    gRPC itself waits for it on a thread of its pool before any code of ours runs: as many calls that never end as there
-    are threads would stop the server. arrivals: by method, "/service/Method"; other: of the rest.
+    gRPC itself waits on a thread of its pool before any code of ours runs: as many calls that never end as there are
+    threads would stop the server. on_their_way: the gate of those whose request has not arrived, which do no work yet.
+    arrivals: by method, "/service/Method"; other: of the rest.
     """
 
-    def __init__(self, arrivals: Mapping[str, Arrival], other: Arrival, watchdog: Watchdog) -> None:
+    def __init__(self, on_their_way: Gate, arrivals: Mapping[str, Arrival], other: Arrival, watchdog: Watchdog) -> None:
+        self._on_their_way = on_their_way
         self._arrivals = arrivals
         self._other = other
         self._watchdog = watchdog
@@ -114,11 +124,11 @@ class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
         def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with ExitStack() as inside:
                 with errors_told(context):
-                    inside.enter_context(arrival.gate.entered())
-                    with self._watchdog.watching(context, arrival.timeout_s):
+                    with self._on_their_way.entered(), self._watchdog.watching(context, arrival.timeout_s):
                         request = next(requests, None)
                     if request is None:
                         raise InvalidImage("call without a request; send one message")
+                    inside.enter_context(arrival.gate.entered())
                 return handler.unary_unary(request, context)
 
         return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
@@ -133,7 +143,7 @@ def errors_told(context: grpc.ServicerContext) -> Iterator[None]:
         raise
     except IogError as e:
         if isinstance(e, BackendError):
-            logger.exception("the engine failed")
+            logger.exception("%s", e)
         status = to_status(e)  # and not `e`, which by way of this frame would keep itself and the request alive
     except Exception:
         incident = uuid.uuid4().hex[:12]

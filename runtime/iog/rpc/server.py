@@ -40,6 +40,7 @@ _REFLECTIONS = 4
 _REFLECTION_TIMEOUT_S = 60.0
 _QUESTIONS = 8  # health, ListModels
 _QUESTION_TIMEOUT_S = 10.0
+_ON_THEIR_WAY = 256  # calls whose request has not arrived: slow lines that send an image with each click
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Server:
         images = predictors[0].images
         if any(predictor.images is not images for predictor in predictors):
             raise ValueError("predictors with image caches of their own; pass one `images` to all of them")
-        threads = config.max_segments + config.max_uploads + _SPARE_THREADS
+        threads = config.max_segments + config.max_uploads + _ON_THEIR_WAY + _SPARE_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="iog-rpc")
         self._watchdog = Watchdog()
         self._server = grpc.server(
@@ -140,7 +141,8 @@ class Server:
         config = self.config
         segments = Arrival(Gate("segmentations", config.max_segments, config.retry_after_s), config.upload_timeout_s)
         questions = Arrival(Gate("questions", _QUESTIONS, config.retry_after_s), _QUESTION_TIMEOUT_S)
-        return Receiving({f"/{SERVICE}/Segment": segments}, questions, self._watchdog)
+        on_their_way = Gate("requests that have not arrived", _ON_THEIR_WAY, config.retry_after_s)
+        return Receiving(on_their_way, {f"/{SERVICE}/Segment": segments}, questions, self._watchdog)
 
     @property
     def port(self) -> int:
@@ -237,20 +239,20 @@ def serve(predictors: Sequence[Predictor], config: ServerConfig | None = None) -
 def _check_free(host: str, port: int) -> None:
     """Raises OSError, with the reason, if any address of the host cannot be listened on: gRPC is content with one."""
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as e:
-        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {e.strerror}") from e
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as e:
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {e}") from e
     for family, kind, protocol, _, address in found:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family is socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family is socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 probe.bind(address)
-            except OSError as e:
-                if e.errno in (errno.EADDRINUSE, errno.EACCES):
-                    taken = "another server has this port" if e.errno == errno.EADDRINUSE else e.strerror
-                    raise OSError(e.errno, f"cannot listen on {address[0]}:{port}: {taken}") from e
+        except OSError as e:  # of a family that this machine has not, gRPC uses the others
+            if e.errno in (errno.EADDRINUSE, errno.EACCES):
+                taken = "another server has this port" if e.errno == errno.EADDRINUSE else e.strerror
+                raise OSError(e.errno, f"cannot listen on {address[0]}:{port}: {taken}") from e
 
 
 def _options(config: ServerConfig) -> list[tuple[str, Any]]:

@@ -514,24 +514,40 @@ def test_an_upload_that_stalls_loses_its_place(start_server: StartServer, connec
 
 
 @pytest.mark.parametrize("method", [f"/{SERVICE}/Segment", f"/{SERVICE}/ListModels", "/grpc.health.v1.Health/Check"])
-def test_requests_that_never_arrive_leave_threads_for_others(
+def test_requests_that_never_arrive_keep_nobody_from_clicking(
     start_server: StartServer, connect: Connect, file: bytes, method: str
 ) -> None:
-    server = start_server(max_segments=4, max_uploads=1, upload_timeout_s=0.5)
-    channel, over = connect(server), threading.Event()
+    channel, over = connect(start_server(max_segments=4, max_uploads=1)), threading.Event()
 
     def nothing() -> Iterator[bytes]:
         over.wait(TIMEOUT)
         yield from ()
 
     calls = [channel.stream_unary(method).future(nothing(), timeout=TIMEOUT) for _ in range(60)]
-    if method.endswith("Segment"):
-        for call in calls:
-            assert call.exception(TIMEOUT).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-    assert SegmentationServiceStub(channel).Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
+    stub = SegmentationServiceStub(channel)
+    assert stub.Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
+    assert stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
+    assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
     over.set()
     for call in calls:
         call.cancel()
+
+
+def test_requests_that_never_arrive_are_few_and_end(
+    start_server: StartServer, connect: Connect, file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iog.rpc.server._ON_THEIR_WAY", 8)
+    channel, over = connect(start_server(upload_timeout_s=0.5)), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(TIMEOUT)
+        yield from ()
+
+    calls = [channel.stream_unary(f"/{SERVICE}/Segment").future(nothing(), timeout=TIMEOUT) for _ in range(20)]
+    codes = [call.exception(TIMEOUT).code() for call in calls]
+    over.set()
+    assert codes.count(grpc.StatusCode.CANCELLED) == 8
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 12
 
 
 def test_a_call_without_a_request_is_refused(server: Server, connect: Connect) -> None:
@@ -617,8 +633,8 @@ def test_a_taken_port_is_one_clear_error(server: Server, make_predictors: MakePr
 def test_every_address_of_a_host_must_be_free(server: Server, make_predictors: MakePredictors) -> None:
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}: another server has this port"):
         Server(make_predictors(), ServerConfig(host="localhost", port=server.port)).start()
-    with pytest.raises(OSError, match=r"cannot listen on no\.such\.host"):
-        Server(make_predictors(), ServerConfig(host="no.such.host", port=0)).start()
+    with pytest.raises(OSError, match=r"cannot listen on no\.such\.host\.invalid"):
+        Server(make_predictors(), ServerConfig(host="no.such.host.invalid", port=0)).start()
 
 
 def test_a_stopped_server_frees_its_port(start_server: StartServer, connect: Connect) -> None:
