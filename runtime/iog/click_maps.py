@@ -56,7 +56,7 @@ class ClickMaps:
         new = np.concatenate([change.new for change in changes])  # (n, 2)
         origins = spec.window_origins(new)
         counts = [len(change.new) for change in changes]
-        if draws(self._graph):
+        if _draws(self._graph):
             sources = [change for change, count in zip(changes, counts, strict=True) for _ in range(count)]
             heat = {"points": pad([s.foreground for s in sources], [s.background for s in sources])}
         else:
@@ -83,13 +83,13 @@ class _NewClicks(NamedTuple):
 
 def guidance_for(graph: Graph, clicks: NetworkClicks, spec: GuidanceSpec, *, initial_only: bool) -> dict[str, Array]:
     """The clicks as a graph takes them: heatmaps (1, 2, S, S), or points that it draws itself."""
-    if not draws(graph):
+    if not _draws(graph):
         return {"guidance": clicks.guidance(spec, initial_only=initial_only)[None]}
     foreground, background = clicks.divided(initial_only=initial_only)
     return {"points": pad([foreground], [background])}
 
 
-def draws(graph: Graph) -> bool:
+def _draws(graph: Graph) -> bool:
     """Whether a graph takes points rather than heatmaps."""
     return any(t.name == "points" for t in graph.info.inputs)
 

@@ -117,34 +117,18 @@ def test_who_has_hung_up_is_not_computed(lane: Lane, double: Doubler, pool: Thre
     assert double.batches == [[1, 3]]
 
 
-def test_an_interrupt_while_members_are_tried_alone_leaves_the_others_to_go_on(
-    lane: Lane, pool: ThreadPoolExecutor
+@pytest.mark.parametrize("at", [[1, 2, 3], [2]], ids=["together", "one by one"])
+def test_an_interrupt_of_the_first_leaves_the_others_to_go_on(
+    lane: Lane, pool: ThreadPoolExecutor, at: list[int]
 ) -> None:
     interrupted = threading.Event()
 
     def run(items: Sequence[int]) -> list[int]:
-        if len(items) > 1:
+        if items == at and not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+        if len(at) == 1 and len(items) > 1:
             raise ValueError("not together")
-        if items == [2] and not interrupted.is_set():
-            interrupted.set()
-            raise KeyboardInterrupt
-        return [2 * item for item in items]
-
-    batcher = Batcher(run, lane, limit=3)
-    with lane.turn(Priority.ENCODER, NO_DEADLINE):
-        futures = queued(pool, batcher, [1, 2, 3], {})
-    with pytest.raises(KeyboardInterrupt):
-        futures[0].result(60)
-    assert [future.result(60) for future in futures[1:]] == [4, 6]
-
-
-def test_an_interrupt_of_the_first_leaves_the_others_to_go_on(lane: Lane, pool: ThreadPoolExecutor) -> None:
-    interrupted = threading.Event()
-
-    def run(items: Sequence[int]) -> list[int]:
-        if not interrupted.is_set():
-            interrupted.set()
-            raise KeyboardInterrupt
         return [2 * item for item in items]
 
     batcher = Batcher(run, lane, limit=8)

@@ -15,6 +15,7 @@ from iog.errors import BundleError
 
 if TYPE_CHECKING:
     from iog.client import Client
+    from iog.rpc.catalog import Limits
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,15 +43,15 @@ def server_options(command: F) -> F:
     return command
 
 
-def connect(server: str, timeout: float, tls: bool, root_certificates: Path | None) -> Client:
-    """A client of a server that has answered. Raises Unavailable."""
+def connect(server: str, timeout: float, tls: bool, root_certificates: Path | None) -> tuple[Client, Limits]:
+    """A client of a server that has answered, and what that refuses. Raises Unavailable."""
     from iog.client import Client
     from iog.errors import Unavailable
 
     certificates = root_certificates.read_bytes() if root_certificates else None
     client = Client(server, timeout=timeout, tls=tls or certificates is not None, root_certificates=certificates)
     try:
-        client.limits(timeout=min(REACH_S, timeout))
+        limits = client.limits(timeout=min(REACH_S, timeout))
     except BaseException as e:
         client.close()
         if isinstance(e, Unavailable):
@@ -61,7 +62,7 @@ def connect(server: str, timeout: float, tls: bool, root_certificates: Path | No
                 + f" ({e})"
             ) from e
         raise
-    return client
+    return client, limits
 
 
 @functools.cache
@@ -98,7 +99,8 @@ def models(server: str | None, tls: bool, root_certificates: Path | None, as_jso
     """List the models that --model can name: the packaged ones, or those of a server."""
     rows: list[dict[str, Any]]
     if server is not None:
-        with connect(server, REACH_S, tls, root_certificates) as client:
+        client, _ = connect(server, REACH_S, tls, root_certificates)
+        with client:
             rows = [asdict(model) for model in client.models()]
     else:
         from iog.bundle import DEFAULT_BUNDLE, read_manifest

@@ -125,8 +125,8 @@ def segment(
     with ExitStack() as stack:
         ask: Callable[[], Segmentation]
         if server is not None:
-            client = stack.enter_context(connect(server, timeout, tls, root_certificates))
-            theirs = client.limits(timeout=timeout)
+            client, theirs = connect(server, timeout, tls, root_certificates)
+            stack.enter_context(client)
             limits = ImageLimits(theirs.image_bytes, theirs.image_pixels)
             data = read_bytes(image, limits)
             ask = partial(client.segment, data, prompt, model=model, timeout=timeout)

@@ -134,8 +134,9 @@ class Server:
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         if config.reflection:
             names = SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME
-            streams = Arrival(Gate("reflections", _REFLECTIONS, config.retry_after_s), _REFLECTION_TIMEOUT_S)
-            add_ServerReflectionServicer_to_server(Reflection(names, streams, self._watchdog), self._server)
+            gate = Gate("reflections", _REFLECTIONS, config.retry_after_s)
+            reflected = Reflection(names, gate, _REFLECTION_TIMEOUT_S, self._watchdog)
+            add_ServerReflectionServicer_to_server(reflected, self._server)
 
     def _receiving(self) -> Receiving:
         config = self.config

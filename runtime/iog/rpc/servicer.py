@@ -18,7 +18,7 @@ from iog.mask import MaskEncoding
 from iog.predictor import ImageCache, Predictor
 from iog.prompt import MAX_CLICKS
 from iog.rpc import convert
-from iog.rpc.calls import Arrival, Gate, Watchdog, errors_told
+from iog.rpc.calls import Gate, Watchdog, errors_told
 from iog.rpc.catalog import Limits
 from iog.rpc.upload import read_chunks, read_header
 from iog.v1 import segmentation_pb2 as pb
@@ -104,15 +104,15 @@ class SegmentationServicer(SegmentationServiceServicer):
 class Reflection(ReflectionServicer):  # type: ignore[misc]  # untyped
     """Tells clients the interface, few at a time and not for long: a stream holds a thread while its client is idle."""
 
-    def __init__(self, names: Sequence[str], arrival: Arrival, watchdog: Watchdog) -> None:
+    def __init__(self, names: Sequence[str], gate: Gate, timeout_s: float, watchdog: Watchdog) -> None:
         super().__init__(names)
-        self._arrival = arrival
+        self._gate = gate
+        self._timeout_s = timeout_s
         self._watchdog = watchdog
 
     def ServerReflectionInfo(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         """See grpc.reflection.v1alpha."""
-        gate, timeout_s = self._arrival.gate, self._arrival.timeout_s
-        with errors_told(context), gate.entered(), self._watchdog.watching(context, timeout_s):
+        with errors_told(context), self._gate.entered(), self._watchdog.watching(context, self._timeout_s):
             yield from super().ServerReflectionInfo(request_iterator, context)
 
 
