@@ -1,9 +1,10 @@
 """INT8 graphs: convolutions of uint8 maps with int8 weights, but for those whose loss was measured to be too large.
 
 The graphs are QDQ: ONNX Runtime and OpenVINO fuse each convolution with the QuantizeLinear and DequantizeLinear around
-it. U8S8 suits VNNI instructions, which do not saturate; without them `iog.backends.ort` asks for exact products. Only
-convolutions are worth it: additions and resizes gain nothing in OpenVINO and lose accuracy. The click graph stays as it
-is: it is small, and its response to no heat must be exactly 0.
+it, and a ReLU behind it is nothing but where its range begins. U8S8 suits VNNI instructions, which do not saturate;
+without them `iog.backends.ort` asks for exact products. Only convolutions are worth it: additions and resizes gain
+nothing in OpenVINO and lose accuracy. The click graph stays as it is: it is small, and its response to no heat must be
+exactly 0.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from .verify import Case
 
 Inputs = Mapping[str, Array]
 
-OPERATORS = ["Conv"]
+OPERATORS = ["Conv", "Relu"]  # left between two conversions, a ReLU would cost a pass over the map, and its output a bit
 DAMAGE_OBJECTS = 16  # enough to rank layers: masks are compared with masks, which has little noise
 MIN_OBJECTS = 16  # with fewer, neither the ranges nor the losses mean anything
 FLOAT_GRAPHS = frozenset({"click"})
@@ -201,10 +202,15 @@ class Quantizer:
         self._layers: dict[str, list[str]] = {}
         self._ranges: dict[str, TensorsData] = {}
         for name, model in self._models.items():
+            layer_of: dict[str, list[str]] = {}  # by what its convolutions put out
             for i, node in enumerate(model.graph.node):
                 node.name = f"{node.op_type}_{i}"
-                if node.op_type in OPERATORS:
-                    self._layers.setdefault(f"{name} {_layer(node.input[1])}", []).append(node.name)
+                if node.op_type == "Conv":
+                    layer = self._layers.setdefault(f"{name} {_layer(node.input[1])}", [])
+                    layer.append(node.name)
+                    layer_of[node.output[0]] = layer
+                elif node.op_type == "Relu" and node.input[0] in layer_of:
+                    layer_of[node.input[0]].append(node.name)
             fed = [run for s in samples for run in (s.heads if name == "head" else [s.first])]
             self._ranges[name] = _ranges(model, fed, track, f"ranges of graph {name}")
 

@@ -157,6 +157,19 @@ def test_weights_are_int8_by_channel_and_maps_uint8(quantizer: tuple[Quantizer, 
     assert types["coarse.weight"] == onnx.TensorProto.FLOAT
 
 
+def test_a_relu_is_part_of_its_int8_convolution_and_stays_behind_a_float_one(
+    quantizer: tuple[Quantizer, list[Sample]],
+) -> None:
+    int8 = quantizer[0].graphs(["network fine"])["network"].graph
+    assert [node.op_type for node in int8.node].count("Relu") == 0
+    zero_points = {t.name: numpy_helper.to_array(t) for t in int8.initializer if t.name.endswith("zero_point")}
+    assert zero_points["seen_zero_point"] == 0  # all 256 values are for what the ReLU lets through
+    (conv,) = (node for node in int8.node if node.op_type == "Conv" and "fine" in node.input[1])
+    assert [n.op_type for n in int8.node if conv.output[0] in n.input] == ["QuantizeLinear"]
+    float_first = quantizer[0].graphs(["network coarse"])["network"].graph
+    assert [node.op_type for node in float_first.node].count("Relu") == 1
+
+
 def test_uint8_features_keep_each_channel_to_half_a_step() -> None:
     text = """
     <ir_version: 8, opset_import: ["": 18]>
