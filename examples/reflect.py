@@ -51,4 +51,6 @@ def main(address: str, path: str, *numbers: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 9:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

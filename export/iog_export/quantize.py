@@ -39,7 +39,8 @@ from .verify import Case
 
 Inputs = Mapping[str, Array]
 
-OPERATORS = ["Conv", "Relu"]  # left between two conversions, a ReLU would cost a pass over the map, and its output a bit
+# A ReLU left between two conversions would cost a pass over its map, and half of the convolution's 256 values.
+OPERATORS = ["Conv", "Relu"]
 DAMAGE_OBJECTS = 16  # enough to rank layers: masks are compared with masks, which has little noise
 MIN_OBJECTS = 16  # with fewer, neither the ranges nor the losses mean anything
 FLOAT_GRAPHS = frozenset({"click"})

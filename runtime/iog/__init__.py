@@ -13,6 +13,7 @@ from .prompt import Prompt as Prompt
 if TYPE_CHECKING:
     from .client import Client as Client
     from .image import Image as Image
+    from .mask import MaskEncoding as MaskEncoding
     from .predictor import Predictor as Predictor
     from .segmentation import Segmentation as Segmentation
 
@@ -23,7 +24,13 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Loaded when they are first used: `import iog` takes neither gRPC nor an inference engine nor OpenCV with it.
-_LAZY = {"Client": "client", "Image": "image", "Predictor": "predictor", "Segmentation": "segmentation"}
+_LAZY = {
+    "Client": "client",
+    "Image": "image",
+    "MaskEncoding": "mask",
+    "Predictor": "predictor",
+    "Segmentation": "segmentation",
+}
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
+from iog.address import check_target, is_here
 from iog.deadline import Deadline
 from iog.errors import Overloaded, Unavailable, UnknownImage
 from iog.features import LRU
@@ -64,12 +65,14 @@ class Client:
     ) -> None:
         """Prepare to call; the connection is made at the first call.
 
-        target: "host:port". timeout: seconds for a call with its upload and retries, unless the call says otherwise.
+        target: "host:port". timeout: seconds for a call with its upload and retries, unless the call says otherwise;
+            for as long a server that does not answer is waited for.
         tls: encrypt; root_certificates: PEM, if the server's certificate is not signed by a public authority.
+        Raises ValueError for a target that is no address.
         """
-        self._target = target
+        self._target = check_target(target)
         self._timeout = timeout
-        options = [*_OPTIONS, ("grpc.enable_http_proxy", int(not _is_here(target)))]
+        options = [*_OPTIONS, ("grpc.enable_http_proxy", int(not is_here(target)))]
         if tls:
             credentials = grpc.ssl_channel_credentials(root_certificates)
             self._channel = grpc.secure_channel(target, credentials, options=options)
@@ -94,7 +97,7 @@ class Client:
         image: encoded bytes, a path, an (H, W, 3) uint8 RGB array, or an Image; uploaded only if the server does not
         hold it, arrays and Images as PNG. model: a name from `models`; None for the server's default.
         encoding: how the mask travels. By default this client makes it from the network's output, which is the fastest
-        on a network of one's own, and spares the server; over a slow line take POLYGONS, the smallest.
+        on a network of one's own, and spares the server; over a slow line take COCO_RLE, the smallest.
         Raises what Predictor.segment raises, and UnknownModel, Overloaded, Unavailable.
         """
         deadline = self._deadline(timeout)
@@ -195,11 +198,6 @@ class Client:
                     raise error from e
             time.sleep(pause)
             backoff = min(2 * backoff, LONGEST_BACKOFF_S)
-
-
-def _is_here(target: str) -> bool:
-    """Whether it names this machine, for which no proxy is asked."""
-    return target.startswith(("localhost:", "127.", "[::1]:", "unix:"))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ class Image:
         except MemoryError as e:
             raise OutOfMemory(f"no memory to decode an image of {len(data):,} bytes; repeat the request later") from e
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as e:
-            raise ImageTooLarge(f"{e}; at most {limits.max_pixels:,} pixels are accepted") from e
+            most = limits.max_pixels
+            raise ImageTooLarge(f"image of more pixels than Pillow opens; at most {most:,} are accepted") from e
         except PIL.UnidentifiedImageError as e:
             raise InvalidImage(f"{len(data):,} bytes that are no image; expected one of {', '.join(FORMATS)}") from e
         except Exception as e:  # decoders raise whatever corrupt bytes lead them to
@@ -144,6 +145,11 @@ def read_bytes(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMIT
         limits.check_bytes(os.stat(path).st_size)
         with open(path, "rb") as file:
             data = file.read(limits.max_bytes + 1)  # devices and pipes have size 0 and no end
+    except TypeError as e:
+        raise TypeError(
+            f"an image of type {type(path).__name__}; expected encoded bytes, a path, an (H, W, 3) uint8 RGB array or "
+            "an iog.Image (of a Pillow image: numpy.asarray(picture.convert('RGB')))"
+        ) from e
     except OSError as e:
         raise InvalidImage(f"{os.fspath(path)}: {e.strerror or e}") from e
     limits.check_bytes(len(data))

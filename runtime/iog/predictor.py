@@ -106,14 +106,16 @@ class Predictor:
         device: str = "cpu",
         threads: int = 0,
         features_budget: int = FEATURES_BUDGET,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> Predictor:
         """Open a bundle directory; None for the packaged default model.
 
         backend, device, threads: see `iog.backends.open_backend`. features_budget: bytes of encoder outputs to keep.
+        limits: of images.
         Raises BundleError, BackendError.
         """
         engine = open_backend(backend, device=device, threads=threads, features_budget=features_budget)
-        return cls(Bundle.open(bundle), engine, features=feature_cache(features_budget))
+        return cls(Bundle.open(bundle), engine, features=feature_cache(features_budget), limits=limits)
 
     def segment(
         self,

@@ -41,7 +41,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Click:
-    """A correction: `positive` says that the object covers this point, otherwise that it does not."""
+    """A correction: `positive` says that the object covers this point, otherwise that it does not.
+
+    The network is told, and follows nearly always; the mask is not forced to agree at every click.
+    """
 
     x: float
     y: float
@@ -109,6 +112,7 @@ class Box:
 class Prompt:
     """Inside-outside guidance (section 3.1 of the paper) and all corrections so far, oldest first.
 
+    The mask does not depend on the clicks' order: take back the one that another one contradicts.
     Raises InvalidPrompt on construction if the inside point is not in the box or there are over MAX_CLICKS clicks.
     """
 
@@ -118,6 +122,12 @@ class Prompt:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clicks", tuple(self.clicks))
+        for field, value, kind in (("box", self.box, Box), ("inside", self.inside, Point)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{field} is {value!r}; expected an iog.{kind.__name__}")
+        for i, click in enumerate(self.clicks):
+            if not isinstance(click, Click):
+                raise TypeError(f"clicks[{i}] is {click!r}; expected an iog.Click")
         if len(self.clicks) > MAX_CLICKS:
             raise InvalidPrompt(
                 "clicks", f"{len(self.clicks)} clicks; at most {MAX_CLICKS} are taken: start a new object"

@@ -63,8 +63,8 @@ def read(path: str | Path) -> UInt8Array:
     return np.asarray(PIL.Image.open(path))
 
 
-def assert_refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
+def assert_refused(result: Result, *words: str, code: int = 2) -> None:
+    assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("iog: ")
     assert result.stderr.count("\n") == 1
@@ -298,7 +298,39 @@ def test_unknown_models_and_commands_are_refused(iog: Iog) -> None:
 
 def test_a_server_that_is_not_there_is_noticed_soon(segment: Iog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iog.cli.models.REACH_S", 0.3)
-    assert_refused(segment("--server", "localhost:1"), "no server answers at localhost:1", "iog serve")
+    assert_refused(segment("--server", "localhost:1"), "no server answers at localhost:1", "iog serve", code=75)
+
+
+@pytest.mark.parametrize("address", ["localhost", "http://localhost:50051", "localhost:0", "::1:50051", "a b:80", ""])
+def test_what_is_no_address_is_not_dialled(segment: Iog, address: str) -> None:
+    assert_refused(segment("--server", address), f"{address!r} is no server's address", "such as localhost:50051")
+
+
+def test_too_little_time_is_no_wrong_input(segment: Iog) -> None:
+    assert_refused(segment("--timeout", "0.001"), "deadline", code=75)
+
+
+def test_a_larger_image_is_taken_if_it_is_allowed(segment: Iog) -> None:
+    assert_refused(segment("--max-image-pixels", "70000"), "at most 70,000", "--max-image-pixels allows more")
+    assert segment("--max-image-pixels", "76800").exit_code == 0
+    assert_refused(segment("--server", "localhost:1", "--max-image-pixels", "9"), "--max-image-pixels is the server's")
+
+
+def test_a_click_that_changes_nothing_is_noted(segment: Iog) -> None:
+    plain = segment()
+    mask = Path("mask.png").read_bytes()
+    noted = segment("--click", "319,239,bg")
+    assert (plain.exit_code, noted.exit_code) == (0, 0)
+    assert Path("mask.png").read_bytes() == mask
+    assert noted.stderr.startswith("note: the click at (319, 239) changes nothing: the network sees x ")
+    assert plain.stderr == ""
+
+
+def test_the_engine_for_tests_is_not_offered(iog: Iog) -> None:
+    for command in ("segment", "serve"):
+        shown = iog(command, "--help").stdout
+        assert "[ort|openvino|trt]" in shown
+        assert "fake" not in shown
 
 
 def _fail(*_: Any) -> bytes:

@@ -144,6 +144,11 @@ def test_limits_count_bytes_and_pixels() -> None:
         Image.decode(data, ImageLimits(max_pixels=2399))
 
 
+def test_what_cannot_be_an_image_is_told_what_can() -> None:
+    with pytest.raises(TypeError, match=r"type Image; expected encoded bytes, .*of a Pillow image: numpy.asarray"):
+        Image.of(PIL.Image.new("RGB", (4, 4)))  # type: ignore[arg-type]
+
+
 def test_a_file_is_read_within_limits(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(encoded(RAMP))

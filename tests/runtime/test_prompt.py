@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -101,6 +102,19 @@ def test_points_on_the_far_edges_belong_to_the_last_pixel() -> None:
     assert prompt.within(SIZE) == Prompt(
         Box(30, 20, 59, 39), Point(59, 39), (Click(59, 12.5, True), Click(7.5, 39, False))
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (((0, 0, 9, 9), Point(3, 3)), r"box is \(0, 0, 9, 9\); expected an iog.Box"),
+        ((Box(0, 0, 9, 9), (3, 3)), r"inside is \(3, 3\); expected an iog.Point"),
+        ((Box(0, 0, 9, 9), Point(3, 3), [(4, 4, True)]), r"clicks\[0\] is \(4, 4, True\); expected an iog.Click"),
+    ],
+)
+def test_what_is_no_box_point_or_click_is_named(values: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Prompt(*values)
 
 
 def test_a_thousand_clicks_are_refused() -> None:

@@ -123,7 +123,7 @@ class DataSet:
         if not self.skipped:
             return []
         lines = [f"skipped {name}: {reason}" for name, reason in islice(self.skipped.items(), WARNINGS)]
-        return [*lines, f"{len(self.skipped)} photographs and objects skipped, {len(self.items)} objects left"]
+        return [*lines, f"photographs and objects skipped: {len(self.skipped)}; objects left: {len(self.items)}"]
 
     def only(self, items: Iterable[Item]) -> DataSet:
         """The same photographs, and these of their objects."""

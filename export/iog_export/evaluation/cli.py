@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import click
-from iog.backends import NAMES
 from iog.bundle import Bundle
 from iog.cli.models import bundle_path
 from iog.cli.output import print_rich
-from iog.cli.values import Number
+from iog.cli.values import ENGINE, Number
 from iog.predictor import Predictor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -78,7 +77,7 @@ Examples:
 @click.option("--sweep", is_flag=True, help="Measure looser boxes and moved inside points too, with three clicks.")
 @click.option("--objects", type=click.IntRange(1), help="At most so many, evenly from the list.  [default: all]")
 @click.option("--min-area", type=click.IntRange(1), default=1, help="Leave out objects of fewer pixels.")
-@click.option("--backend", type=click.Choice(NAMES), default="ort", help="The engine; see the README.")
+@click.option("--backend", type=ENGINE, default="ort", help="The engine; see the README.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes, each with a model of its own.")
 @click.option(

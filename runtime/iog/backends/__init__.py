@@ -6,7 +6,8 @@ from iog.backends.base import Backend as Backend
 from iog.backends.base import Graph as Graph
 from iog.errors import BackendUnavailable
 
-NAMES = ("ort", "openvino", "trt", "fake")
+ENGINES = ("ort", "openvino", "trt")
+NAMES = (*ENGINES, "fake")
 DEVICES = ("cpu", "cuda", "tensorrt")
 FEATURES_BUDGET = 1 << 30
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import iog
-from iog.errors import Internal, IogError
+from iog.errors import DeadlineExceeded, Internal, IogError, OutOfMemory, Overloaded, Unavailable
 
 EPILOG = """\b
 Coordinates are pixels of the upright image, x to the right, y down, the origin
@@ -19,7 +19,8 @@ at the top left corner: the point 12.5,3 lies in the pixel of column 12, row 3.
 
 \b
 Options can come from the environment: iog serve --port is IOG_SERVE_PORT.
-Exit codes: 0 done, 2 wrong input, 1 a defect of iog, 130 interrupted.
+Exit codes: 0 done, 2 wrong input, 75 repeat it later (no server, or a busy one; out
+of time or memory), 1 a defect of iog, 130 interrupted.
 """
 
 
@@ -27,6 +28,12 @@ class Refused(click.ClickException):
     """What the caller can put right: one line, exit code 2."""
 
     exit_code = 2
+
+
+class Later(click.ClickException):
+    """What may go well another time: one line, exit code 75, sysexits' EX_TEMPFAIL."""
+
+    exit_code = 75
 
 
 class Defect(click.ClickException):
@@ -68,7 +75,7 @@ class Commands(click.Group):
     """Says in one line on stderr what went wrong; a traceback only if --debug asks for it."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn what commands raise into Refused or Defect."""
+        """Turn what commands raise into Refused, Later or Defect."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -78,6 +85,8 @@ class Commands(click.Group):
                 traceback.print_exc()
             if isinstance(e, Internal):  # a server's
                 raise Defect(_message(e)) from e
+            if isinstance(e, Unavailable | Overloaded | DeadlineExceeded | OutOfMemory):
+                raise Later(_message(e)) from e
             if isinstance(e, IogError | OSError):
                 raise Refused(_message(e)) from e
             raise Defect(

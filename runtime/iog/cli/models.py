@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from iog.cli import values
 from iog.errors import BundleError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def server_options(command: F) -> F:
             help="PEM file that vouches for the server, if no public authority does.",
         ),
         click.option("--tls", is_flag=True, help="Encrypt the connection."),
-        click.option("--server", metavar="HOST:PORT", help="Ask this server."),
+        click.option("--server", type=values.address, metavar="HOST:PORT", help="Ask this server."),
     ):
         command = option(command)
     return command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iog.backends import DEVICES, NAMES
+from iog.backends import DEVICES
 from iog.cli import values
 from iog.cli.models import bundle_path, connect, server_options
 from iog.cli.output import PICTURES, SUFFIXES, check_target, encoded, picture, print_rich, write_file
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from iog.segmentation import Segmentation
 
 STDOUT = Path("-")
-LOCAL = ("backend", "device", "threads")  # options about where it runs: a server has chosen that itself
+LOCAL = (
+    "backend",
+    "device",
+    "threads",
+    "max_image_pixels",
+)  # options about where it runs: a server has chosen that itself
 
 EPILOG = """\b
 Examples:
@@ -35,7 +40,8 @@ Examples:
 \b
 Draw the box almost tight, rather too large than cutting the object; click inside
 near the object's centre. Coordinates are pixels of the upright image (EXIF
-orientation applied), x to the right, y down, from the top left corner.
+orientation applied), x to the right, y down, from the top left corner. In the JSON
+report and in files, bounds are x0 <= x < x1, y0 <= y < y1.
 """
 
 
@@ -56,7 +62,7 @@ orientation applied), x to the right, y down, from the top left corner.
     type=values.correction,
     metavar="X,Y,fg|bg",
     multiple=True,
-    help="A correction, in the order placed; may be repeated.",
+    help="A correction: the point is on the object, or beside it; may be repeated.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The mask's file; - for standard output."
@@ -72,9 +78,12 @@ orientation applied), x to the right, y down, from the top left corner.
 @click.option("--overlay", type=click.Path(path_type=Path), help="A picture of image, mask and clicks (PNG or JPEG).")
 @click.option("--model", metavar="DIR|NAME", help="A bundle, a packaged model, or one of the server's. [its default]")
 @server_options
-@click.option("--backend", type=click.Choice(NAMES), default="ort", help="The engine; see the README.")
+@click.option("--backend", type=values.ENGINE, default="ort", help="The engine; see the README.")
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Of ONNX Runtime.")
 @click.option("--threads", type=values.THREADS, default=0, help="On the CPU; 0 for one per core.")
+@click.option(
+    "--max-image-pixels", type=values.PIXELS, default=values.DEFAULT_PIXELS, help="Larger images are refused."
+)
 @click.option("--timeout", type=values.Seconds(min=0.001), default=30.0, help="In seconds.")
 @click.option("--timings/--no-timings", default=None, help="A table of stages. [on a terminal]", show_default=False)
 @click.option("--json", "as_json", envvar="IOG_SEGMENT_JSON", is_flag=True, help="Report as JSON.")
@@ -95,6 +104,7 @@ def segment(
     backend: str,
     device: str,
     threads: int,
+    max_image_pixels: int,
     timeout: float,
     timings: bool | None,
     as_json: bool,
@@ -115,13 +125,15 @@ def segment(
     if server is not None:
         given = [name for name in LOCAL if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
         if given:
-            raise click.UsageError(f"--{given[0]} is the server's choice; leave it out with --server", ctx)
+            raise click.UsageError(
+                f"--{given[0].replace('_', '-')} is the server's choice; leave it out with --server", ctx
+            )
     prompt = Prompt(box, inside, clicks)
 
-    from iog.errors import InvalidImage
-    from iog.image import DEFAULT_LIMITS, Image, ImageLimits, read_bytes
+    from iog.errors import ImageTooLarge, InvalidImage
+    from iog.image import Image, ImageLimits, read_bytes
 
-    limits, opened = DEFAULT_LIMITS, time.perf_counter()
+    limits, opened = ImageLimits(max_pixels=max_image_pixels), time.perf_counter()
     with ExitStack() as stack:
         ask: Callable[[], Segmentation]
         if server is not None:
@@ -133,14 +145,16 @@ def segment(
         else:
             from iog.predictor import Predictor
 
-            data = read_bytes(image)
-            predictor = stack.enter_context(Predictor.open(bundle_path(model), backend, device=device, threads=threads))
+            data = read_bytes(image, limits)
+            predictor = Predictor.open(bundle_path(model), backend, device=device, threads=threads, limits=limits)
+            stack.enter_context(predictor)
             ask = partial(predictor.segment, data, prompt, timeout=timeout)
         start = time.perf_counter()
         try:
             result = ask()
         except InvalidImage as e:
-            raise InvalidImage(f"{image}: {e}") from e
+            more = "; --max-image-pixels allows more" if server is None and isinstance(e, ImageTooLarge) else ""
+            raise InvalidImage(f"{image}: {e}{more}") from e
         end = time.perf_counter()
     if output == STDOUT:
         click.echo(encoded(result, form), nl=False)
@@ -152,6 +166,8 @@ def segment(
         caption = f"{result.model}: {_extent(result)}"
         drawn = pictures.overlay(Image.decode(data, limits).pixels, prompt, result.mask, caption)
         write_file(overlay, picture(drawn, overlay))
+    for ignored in _out_of_sight(clicks, result):
+        click.echo(f"note: {ignored}", err=True)
     report = _report(image, output, result, open_ms=1e3 * (start - opened), total_ms=1e3 * (end - start))
     err = output == STDOUT
     if as_json:
@@ -181,6 +197,16 @@ def _report(image: Path, output: Path, result: Segmentation, open_ms: float, tot
         "total_ms": round(total_ms, 3),
         "stages_ms": {name: round(1e3 * seconds, 3) for name, seconds in result.timings.items()},
     }
+
+
+def _out_of_sight(clicks: tuple[Click, ...], result: Segmentation) -> Iterator[str]:
+    """Of the clicks that the network is not told of: background, and beyond the crop."""
+    crop = result.crop
+    seen = Box(crop.x0, crop.y0, crop.x1, crop.y1)
+    for each in clicks:
+        if not seen.contains(each):
+            where = f"x {crop.x0}..{crop.x1}, y {crop.y0}..{crop.y1}"
+            yield f"the click at {each} changes nothing: the network sees {where}, and beyond it there is no mask"
 
 
 def _line(report: dict[str, Any], result: Segmentation) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 
 import iog
-from iog.backends import DEVICES, NAMES
+from iog.backends import DEVICES
 from iog.cli.models import bundle_path
-from iog.cli.values import THREADS, Seconds, byte_count, in_bytes
+from iog.cli.values import DEFAULT_PIXELS, ENGINE, PIXELS, THREADS, Seconds, byte_count, in_bytes
 
 EPILOG = """\b
 Examples:
@@ -32,7 +32,6 @@ other addresses than 127.0.0.1 only where all who can connect may.
 """
 
 _M_ARENA_MAX = -8  # malloc.h
-MAX_PIXELS = 178_956_970  # Pillow opens none larger
 option = functools.partial(click.option, show_envvar=True)
 logger = logging.getLogger("iog.cli")
 pem = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -48,13 +47,13 @@ pem = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", type=click.IntRange(0, 65535), default=50051, help="0 for any that is free.")
-@option("--backend", type=click.Choice(NAMES), default="ort", help="The engine; see the README.")
+@option("--backend", type=ENGINE, default="ort", help="The engine; see the README.")
 @option("--device", type=click.Choice(DEVICES), default="cpu", help="Of ONNX Runtime.")
 @option("--threads", type=THREADS, default=0, help="On the CPU; 0 for one per core.")
 @option("--features-budget", type=byte_count, metavar="SIZE", default="1GiB", help="For recent encoder outputs.")
 @option("--images-budget", type=byte_count, metavar="SIZE", default="512MiB", help="For recent images, decoded.")
 @option("--max-image-bytes", type=byte_count, metavar="SIZE", default="64MiB", help="Of an encoded image.")
-@option("--max-image-pixels", type=click.IntRange(1, MAX_PIXELS), default=64_000_000)
+@option("--max-image-pixels", type=PIXELS, default=DEFAULT_PIXELS)
 @option("--max-concurrency", type=click.IntRange(min=1), default=64, help="Masks in progress; more are turned away.")
 @option("--max-uploads", type=click.IntRange(min=1), default=16, help="Uploads in progress; more are turned away.")
 @option("--reflection/--no-reflection", default=True, help="Let clients such as grpcurl read the interface.")

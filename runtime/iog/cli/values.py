@@ -7,11 +7,28 @@ from typing import Any
 
 import click
 
+from iog.address import check_target
+from iog.backends import ENGINES, NAMES
 from iog.errors import InvalidPrompt
 from iog.prompt import Box, Click, Point
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
+
+class Engines(click.Choice[str]):
+    """Backends. The one for tests is taken too, but not offered: its masks mean nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(ENGINES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises BadParameter."""
+        return value if value in NAMES else super().convert(value, param, ctx)
+
+
+ENGINE = Engines()
+PIXELS = click.IntRange(1, 178_956_970)  # of an image; Pillow opens none larger
+DEFAULT_PIXELS = 64_000_000  # iog.image.ImageLimits', whose import takes longer than --help
 THREADS = click.IntRange(0, 1024)  # beyond that, starting them takes longer than any inference
 MAX_BYTES = 2.0**63
 MAX_SECONDS = 366 * 86400.0
@@ -57,12 +74,20 @@ def correction(text: str) -> Click:
     """x,y,fg or x,y,bg. Raises BadParameter."""
     coordinates, _, kind = text.rpartition(",")
     if kind.strip() not in ("fg", "bg"):
-        raise click.BadParameter(f"{text!r}; expected x,y,fg (the mask must cover it) or x,y,bg (it must not)")
+        raise click.BadParameter(f"{text!r}; expected x,y,fg (on the object) or x,y,bg (beside it)")
     x, y = _numbers(coordinates, text, "x,y")
     try:
         return Click(x, y, kind.strip() == "fg")
     except InvalidPrompt as e:
         raise click.BadParameter(f"{text!r}: {e}") from e
+
+
+def address(text: str) -> str:
+    """host:port. Raises BadParameter."""
+    try:
+        return check_target(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from e
 
 
 def byte_count(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -96,6 +97,14 @@ def prompt_from(request: pb.SegmentRequest, model: str) -> Prompt:
     inside = _at("inside", lambda: _point(given.inside))
     clicks = tuple(_click(f"clicks[{i}]", click) for i, click in enumerate(request.clicks))
     return Prompt(Box.from_corners(*corners), inside, clicks)
+
+
+def check_digest(digest: str) -> None:
+    """Raises InvalidPrompt for what names no image, ever: to upload one and repeat the request would not help."""
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise InvalidPrompt(
+            "digest", f"{digest!r} is no sha256 of an image file; expected its 64 hex digits, in lower case"
+        )
 
 
 def encoding_from(request: pb.SegmentRequest) -> MaskEncoding:

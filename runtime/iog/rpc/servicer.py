@@ -93,6 +93,7 @@ class SegmentationServicer(SegmentationServiceServicer):
             case "digest":
                 image = self._images.get(request.digest)
                 if image is None:
+                    convert.check_digest(request.digest)
                     raise UnknownImage(request.digest)
                 return image
             case "encoded_image":

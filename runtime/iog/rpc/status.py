@@ -98,6 +98,8 @@ def from_rpc_error(error: grpc.RpcError) -> IogError:
     if found.info.domain == DOMAIN and found.info.reason in _BY_REASON:
         return _rebuild(_BY_REASON[found.info.reason], error.details(), found)
     message = f"{error.code().name} from gRPC: {error.details()}"
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = f"no answer within the time allowed; repeat the request, with more of it ({message})"
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         message += "; is this an iog server, of this version?"
     return _BY_CODE.get(error.code(), IogError)(message)

@@ -124,7 +124,7 @@ def test_skipped_photographs_are_named_and_counted(shapes):
     first, *_, last = lines = data.warnings()
     assert "skipped shapes/absent0: " in first
     assert len(lines) == 21
-    assert last == "30 photographs and objects skipped, 8 objects left"
+    assert last == "photographs and objects skipped: 30; objects left: 8"
     assert DataSet.open(Folders(root, names)).warnings() == []
 
 

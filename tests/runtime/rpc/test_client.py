@@ -240,6 +240,11 @@ def test_a_full_server_is_asked_again_until_the_timeout(
         assert waiting.result(30).area == working.result(30).area
 
 
+def test_a_target_without_a_port_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="'localhost' is no server's address; expected host:port"):
+        Client("localhost")
+
+
 def test_errors_are_those_of_the_predictor(client: Client, make_predictors: MakePredictors, file: bytes) -> None:
     bad = [
         (file, Prompt(Box(900, 900, 990, 990), Point(950, 950))),

@@ -244,6 +244,15 @@ def test_an_image_that_is_not_held_is_named(stub: SegmentationServiceStub) -> No
     assert found[details.ResourceInfo].resource_name == "f" * 64
 
 
+@pytest.mark.parametrize("digest", ["", "abc", "F" * 64, "f" * 63, "é" * 64])
+def test_a_digest_that_names_no_image_is_not_asked_to_be_uploaded(stub: SegmentationServiceStub, digest: str) -> None:
+    code, reason, found = refused(lambda: stub.Segment(request(digest=digest), timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_INVALID")
+    (violation,) = found[details.BadRequest].field_violations  # type: ignore[attr-defined]
+    assert violation.field == "digest"
+    assert "64 hex digits, in lower case" in violation.description
+
+
 def test_an_unknown_model_is_answered_with_those_there_are(stub: SegmentationServiceStub, file: bytes) -> None:
     call = request(encoded_image=file, model="nosuch")
     code, reason, found = refused(lambda: stub.Segment(call, timeout=TIMEOUT))
