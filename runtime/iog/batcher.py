@@ -36,30 +36,31 @@ class Batcher(Generic[T, R]):
             with self._lane.turn(Priority.HEAD, deadline):
                 return self._run([item])[0]
         place = _Place[T, R](item, deadline)
-        with self._lock:
-            self._line.append(place)
-            self._call_first()
+        batch: list[_Place[T, R]] = []
         try:
+            with self._lock:
+                self._line.append(place)
+                self._call_first()
             while not place.called.wait(deadline.remaining()):
                 deadline.check("waiting for the device")
             if not place.answered:
                 with self._lane.turn(Priority.HEAD, deadline):
-                    self._answer(self._take(place))
-        finally:
+                    self._take(place, batch)
+                    self._answer(batch)
+        finally:  # wherever an interrupt has come: who is not answered waits in the line, but for this one
             with self._lock:
-                if place in self._line:  # given up
-                    self._line.remove(place)
-                    self._call_first()
+                left = [other for other in batch if not (other.answered or other in self._line)]
+                self._line = [other for other in (*left, *self._line) if other is not place]
+                self._call_first()
         return place.result()
 
-    def _take(self, caller: _Place[T, R]) -> list[_Place[T, R]]:
-        """The caller and those behind it; who no longer waits is left in the line, to notice it."""
+    def _take(self, caller: _Place[T, R], batch: list[_Place[T, R]]) -> None:
+        """Move the caller and those behind it to `batch`; who no longer waits is left in the line, to notice it."""
         with self._lock:
             others = (place for place in self._line if place is not caller and not place.deadline.passed)
-            batch = [caller, *itertools.islice(others, self._limit - 1)]
+            batch += caller, *itertools.islice(others, self._limit - 1)
             self._line = [place for place in self._line if place not in batch]
             self._call_first()
-        return batch
 
     def _call_first(self) -> None:
         if self._line:
@@ -67,22 +68,16 @@ class Batcher(Generic[T, R]):
 
     def _answer(self, batch: Sequence[_Place[T, R]]) -> None:
         try:
-            try:
-                results = self._run([place.item for place in batch])
-            except Exception as e:
-                if len(batch) == 1:
-                    batch[0].fail(e)
-                    return
-                for place in batch:
-                    self._answer([place])
+            results = self._run([place.item for place in batch])
+        except Exception as e:
+            if len(batch) == 1:
+                batch[0].fail(e)
                 return
-            for place, result in zip(batch, results, strict=True):
-                place.answer(result)
-        except BaseException:  # an interrupt of the caller whose turn it was: the others go on
-            with self._lock:
-                self._line[:0] = [place for place in batch[1:] if not place.answered]
-                self._call_first()
-            raise
+            for place in batch:
+                self._answer([place])
+            return
+        for place, result in zip(batch, results, strict=True):
+            place.answer(result)
 
 
 class _Place(Generic[T, R]):

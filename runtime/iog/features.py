@@ -13,9 +13,13 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from iog.arrays import Array, FloatArray, Held
 from iog.crop import Crop
 from iog.deadline import NO_DEADLINE, Deadline
-from iog.errors import DeadlineExceeded
+from iog.errors import DeadlineExceeded, UnknownImage
 
 RECENT = 2
+GIVEN_UP = (
+    DeadlineExceeded,
+    UnknownImage,
+)  # says nothing of a value: other callers have more time, or the image's bytes
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -116,45 +120,56 @@ class LRU(Generic[K, V]):
     ) -> tuple[V, Literal["hit", "miss", "joined"]]:
         """The value, computed by this call ("miss") unless it is held ("hit") or being computed ("joined").
 
-        Raises DeadlineExceeded if the deadline passes while waiting for another call's computation. If that call fails
-        only because *its* deadline passed, or is interrupted, this one computes.
+        Raises DeadlineExceeded if the deadline passes while waiting for another call's computation. If that call was
+        only GIVEN_UP, or interrupted, this one computes.
         """
-        while True:
-            with self._lock:
-                value = self._get(key)
-                if value is not None:
-                    return value, "hit"
-                other = self._in_flight.get(key)
-                if other is None:
-                    self._in_flight[key] = Future()
+        value = self.get(key)
+        if value is not None:
+            return value, "hit"
+        own = Future[V]()
+        try:
+            while True:
+                with self._lock:
+                    value = self._get(key)
+                    if value is not None:
+                        return value, "hit"
+                    other = self._in_flight.setdefault(key, own)
+                if other is own:
+                    del other
                     break
-            try:
-                failure = other.exception(deadline.remaining())
-            except TimeoutError as e:
-                raise DeadlineExceeded("the deadline passed while another request computed the same value") from e
-            except CancelledError:
-                continue
-            if failure is not None:
+                try:
+                    failure = other.exception(deadline.remaining())
+                except TimeoutError as e:
+                    raise DeadlineExceeded("the deadline passed while another request computed the same value") from e
+                except CancelledError:
+                    self._withdraw(key, other)
+                    continue
+                if failure is None:
+                    return other.result(), "joined"
                 try:
                     raise failure
                 finally:
                     del failure, other  # by way of this frame the failure would keep itself and all callers alive
-            return other.result(), "joined"
-        try:
-            value = compute()
-            self.put(key, value)
-        except BaseException as e:
-            if isinstance(e, Exception) and not isinstance(e, DeadlineExceeded):
-                self._finished(key).set_exception(e)
-            else:
-                self._finished(key).cancel()  # this call was given up, which says nothing about the value
-            raise
-        self._finished(key).set_result(value)
-        return value, "miss"
+            try:
+                value = compute()
+                self.put(key, value)
+            except Exception as e:
+                self._withdraw(key, own)
+                if not isinstance(e, GIVEN_UP):
+                    own.set_exception(e)
+                raise
+            self._withdraw(key, own)
+            own.set_result(value)
+            return value, "miss"
+        finally:  # wherever an interrupt has come, nobody waits for what is not computed any more
+            own.cancel()
+            self._withdraw(key, own)
+            del own
 
-    def _finished(self, key: K) -> Future[V]:
+    def _withdraw(self, key: K, future: Future[V]) -> None:
         with self._lock:
-            return self._in_flight.pop(key)
+            if self._in_flight.get(key) is future:
+                del self._in_flight[key]
 
     def _get(self, key: K) -> V | None:
         entry = self._entries.get(key)

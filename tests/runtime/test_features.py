@@ -1,5 +1,8 @@
 import contextlib
+import dis
 import gc
+import itertools
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -7,6 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -158,6 +163,45 @@ def test_when_a_caller_gives_up_one_that_waits_computes(pool: ThreadPoolExecutor
     assert {value for value, _ in found} == {"second"}
     assert [how for _, how in found].count("miss") == 1
     assert isinstance(leader.call.exception(60), type(outcome))
+
+
+def test_an_interrupt_anywhere_leaves_nobody_waiting() -> None:
+    """Python looks for signals after calls: at each of these in turn, Ctrl-C comes."""
+    code = LRU.get_or_compute.__code__
+    instructions = list(dis.get_instructions(code))
+    looks = {after.offset for i, after in enumerate(instructions[1:]) if instructions[i].opname.startswith("CALL")}
+
+    def interrupted(at: int) -> bool:
+        """Whether there is such a place."""
+        cache, seen = strings(100), 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal seen
+            if frame.f_code is not code:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode" and frame.f_lasti in looks:
+                seen += 1
+                if seen == at:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            cache.get_or_compute("key", lambda: "first")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        if seen == at:
+            value, how = cache.get_or_compute("key", lambda: "second", Deadline.after(30))
+            assert (value, how) in [("first", "hit"), ("second", "miss")]
+            assert not cache._in_flight
+        return seen == at
+
+    places = next(at for at in itertools.count(1) if not interrupted(at)) - 1
+    assert places > 6
 
 
 def test_a_caller_waits_no_longer_than_its_own_deadline(pool: ThreadPoolExecutor) -> None:
