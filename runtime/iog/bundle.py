@@ -343,12 +343,12 @@ def write_bundle(
         bundle = Bundle.open(written)
         for stored in (stored for engine in manifest.engines for stored in engine.graphs.values()):
             bundle.engine(stored)
-        if root.exists():
-            root.rename(old)
         try:
+            if root.exists():
+                root.rename(old)
             written.rename(root)
-        except BaseException:
-            if old.exists():
+        except BaseException:  # an interrupt, too, between the two
+            if old.exists() and not root.exists():
                 old.rename(root)
             raise
     finally:

@@ -222,8 +222,17 @@ def test_the_old_bundle_survives_a_failure_to_move_the_new_one(
             raise OSError("no space left on device")
         return rename(self, target)
 
+    def interrupted(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if target.name == "old":
+            raise KeyboardInterrupt
+        return moved
+
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no space left"):
+        write_bundle(bundle, opened.manifest, opened.graphs, "card", replace=True)
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         write_bundle(bundle, opened.manifest, opened.graphs, "card", replace=True)
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     assert Bundle.open(bundle).digest == opened.digest
