@@ -73,7 +73,7 @@ class Image:
         Raises ImageTooLarge from the header alone, InvalidImage for anything that does not decode completely.
         """
         limits.check_bytes(len(data))
-        if data[:2] == JPEG and (scans := data.count(SCAN)) > MAX_SCANS:
+        if data[:2] == JPEG and data.count(SCAN) > MAX_SCANS and (scans := _scans(data)) > MAX_SCANS:
             raise InvalidImage(f"JPEG of {scans:,} scans, each of which is decoded over all of it; at most {MAX_SCANS}")
         try:
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -131,12 +131,27 @@ class Image:
         return cv2.imencode(".png", cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-ImageSource: TypeAlias = Image | bytes | str | os.PathLike[str] | UInt8Array
+ImageSource: TypeAlias = Image | bytes | bytearray | memoryview | str | os.PathLike[str] | UInt8Array
 
 
 def digest_of(data: bytes | memoryview) -> str:
     """The name under which encoded bytes are cached: sha256 in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _scans(data: bytes) -> int:
+    """Of a JPEG's picture: behind its end, a film or a map of depths may hold any bytes."""
+    count, at = 0, 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xD9:  # the end
+            break
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # no segment: entropy-coded bytes, or a marker alone
+            at += 1 if marker == 0xFF else 2
+            continue
+        count += marker == SCAN[1]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return count
 
 
 def read_bytes(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS) -> bytes:

@@ -219,6 +219,13 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_unread() -> None:
         Image.decode(progressive[:start] + 1000 * progressive[start:-2] + progressive[-2:])
 
 
+def test_what_lies_behind_a_jpegs_picture_does_not_count() -> None:
+    behind = 1000 * b"\xff\xda a film \xff\xd9"
+    for progressive in (False, True):
+        picture = encoded(RAMP, "JPEG", progressive=progressive)
+        np.testing.assert_array_equal(Image.decode(picture + behind).pixels, Image.decode(picture).pixels)
+
+
 def test_no_side_is_longer_than_can_be_encoded() -> None:
     with pytest.raises(ImageTooLarge, match="on a side"):
         Image.of(np.zeros((1, 1_000_001), np.uint8))
