@@ -134,13 +134,16 @@ class Crop:
     def corners(self, box: Box, offset: int) -> PointArray:
         """(4, 2) network points at the box's corners: top left, bottom left, top right, bottom right.
 
-        They are the outermost network pixels whose centres lie in the box, moved `offset` network pixels outwards.
+        They are the outermost network pixels whose centres lie in the box (where it is too thin to have any, that in
+        which its middle lies), moved `offset` network pixels outwards.
         """
         x0, y0, x1, y1 = box.pixels
         scale = self._scale()
-        low = np.ceil((np.array((x0, y0)) - (self.x0, self.y0)) * scale - 0.5) - offset
-        high = np.floor((np.array((x1 + 1, y1 + 1)) - (self.x0, self.y0)) * scale - 0.5) + offset
-        (left, top), (right, bottom) = low, high
+        start = (np.array((x0, y0)) - (self.x0, self.y0)) * scale
+        end = (np.array((x1 + 1, y1 + 1)) - (self.x0, self.y0)) * scale
+        low, high = np.ceil(start - 0.5), np.floor(end - 0.5)
+        middle, thin = np.floor((start + end) / 2), high < low
+        (left, top), (right, bottom) = np.where(thin, middle, low) - offset, np.where(thin, middle, high) + offset
         return np.array([(left, top), (left, bottom), (right, top), (right, bottom)]).astype(np.int32)
 
     def scores(self, logits: FloatArray, size: Size) -> FloatArray:
