@@ -92,22 +92,24 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Arrival:
-    """How long a request may be on its way, in seconds, and the gate that it passes when it is there."""
+    """What a request passes: a gate while it is on its way, for so many seconds, and one when it is there.
 
-    gate: Gate
+    One on its way does no work, but what has come of it is held: up to the largest message.
+    """
+
+    on_its_way: Gate
     timeout_s: float
+    there: Gate
 
 
 class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
     """Waits for the one request of a call, and not for ever; calls that answer with a stream are left to gRPC.
 
     gRPC itself waits on a thread of its pool before any code of ours runs: as many calls that never end as there are
-    threads would stop the server. on_their_way: the gate of those whose request has not arrived, which do no work yet.
-    arrivals: by method, "/service/Method"; other: of the rest.
+    threads would stop the server. arrivals: by method, "/service/Method"; other: of the rest.
     """
 
-    def __init__(self, on_their_way: Gate, arrivals: Mapping[str, Arrival], other: Arrival, watchdog: Watchdog) -> None:
-        self._on_their_way = on_their_way
+    def __init__(self, arrivals: Mapping[str, Arrival], other: Arrival, watchdog: Watchdog) -> None:
         self._arrivals = arrivals
         self._other = other
         self._watchdog = watchdog
@@ -124,11 +126,11 @@ class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
         def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with ExitStack() as inside:
                 with errors_told(context):
-                    with self._on_their_way.entered(), self._watchdog.watching(context, arrival.timeout_s):
+                    with arrival.on_its_way.entered(), self._watchdog.watching(context, arrival.timeout_s):
                         request = next(requests, None)
                     if request is None:
                         raise InvalidImage("call without a request; send one message")
-                    inside.enter_context(arrival.gate.entered())
+                    inside.enter_context(arrival.there.entered())
                 return handler.unary_unary(request, context)
 
         return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)

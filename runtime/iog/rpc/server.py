@@ -39,8 +39,11 @@ _MAX_INT = 2**31 - 1  # of gRPC's options
 _REFLECTIONS = 4
 _REFLECTION_TIMEOUT_S = 60.0
 _QUESTIONS = 8  # health, ListModels
+_QUESTIONS_ON_THEIR_WAY = 64
 _QUESTION_TIMEOUT_S = 10.0
-_ON_THEIR_WAY = 256  # calls whose request has not arrived: slow lines that send an image with each click
+# Calls whose request has not arrived: slow lines that send an image with each click. What has come of them is held.
+_ON_THEIR_WAY = 256
+_ARRIVING_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,8 @@ class Server:
         images = predictors[0].images
         if any(predictor.images is not images for predictor in predictors):
             raise ValueError("predictors with image caches of their own; pass one `images` to all of them")
-        threads = config.max_segments + config.max_uploads + _ON_THEIR_WAY + _SPARE_THREADS
+        on_their_way = self._segments_on_their_way + _QUESTIONS_ON_THEIR_WAY
+        threads = config.max_segments + config.max_uploads + on_their_way + _SPARE_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="iog-rpc")
         self._watchdog = Watchdog()
         self._server = grpc.server(
@@ -140,10 +144,25 @@ class Server:
 
     def _receiving(self) -> Receiving:
         config = self.config
-        segments = Arrival(Gate("segmentations", config.max_segments, config.retry_after_s), config.upload_timeout_s)
-        questions = Arrival(Gate("questions", _QUESTIONS, config.retry_after_s), _QUESTION_TIMEOUT_S)
-        on_their_way = Gate("requests that have not arrived", _ON_THEIR_WAY, config.retry_after_s)
-        return Receiving(on_their_way, {f"/{SERVICE}/Segment": segments}, questions, self._watchdog)
+
+        def gate(what: str, width: int) -> Gate:
+            return Gate(what, width, config.retry_after_s)
+
+        segments = Arrival(
+            gate("requests that have not arrived", self._segments_on_their_way),
+            config.upload_timeout_s,
+            gate("segmentations", config.max_segments),
+        )
+        questions = Arrival(
+            gate("questions that have not arrived", _QUESTIONS_ON_THEIR_WAY),
+            _QUESTION_TIMEOUT_S,
+            gate("questions", _QUESTIONS),
+        )
+        return Receiving({f"/{SERVICE}/Segment": segments}, questions, self._watchdog)
+
+    @property
+    def _segments_on_their_way(self) -> int:
+        return max(self.config.max_segments, min(_ON_THEIR_WAY, _ARRIVING_BYTES // self.config.limits.max_bytes))
 
     @property
     def port(self) -> int:
