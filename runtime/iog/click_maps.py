@@ -12,7 +12,7 @@ from iog.backends.base import Graph
 from iog.backends.surgery import pad
 from iog.clicks import NetworkClicks
 from iog.features import ClickState, Features
-from iog.guidance import GuidanceSpec, windows
+from iog.guidance import GuidanceSpec, near, windows
 
 
 class ClickMaps:
@@ -58,7 +58,12 @@ class ClickMaps:
         counts = [len(change.new) for change in changes]
         if _draws(self._graph):
             sources = [change for change, count in zip(changes, counts, strict=True) for _ in range(count)]
-            heat = {"points": pad([s.foreground for s in sources], [s.background for s in sources])}
+            # Not all points in each window: on the device, what they are drawn in grows with the product of both.
+            foreground, background = (
+                [near(origin, points, spec) for origin, points in zip(origins, kind, strict=True)]
+                for kind in ([s.foreground for s in sources], [s.background for s in sources])
+            )
+            heat = {"points": pad(foreground, background)}
         else:
             parts = np.split(origins, np.cumsum(counts)[:-1])
             drawn = [windows(at, c.foreground, c.background, spec) for at, c in zip(parts, changes, strict=True)]

@@ -98,6 +98,12 @@ def draw(out: UInt8Array, points: PointArray, spec: GuidanceSpec) -> None:
             np.maximum(part, patch[y0 - y + reach : y1 - y + reach, x0 - x + reach : x1 - x + reach], out=part)
 
 
+def near(origin: PointArray, points: PointArray, spec: GuidanceSpec) -> PointArray:
+    """Of (n, 2) points, those with heat in the window at `origin`, (2,)."""
+    at = points - origin + spec.reach
+    return points[((at >= 0) & (at < spec.window + 2 * spec.reach)).all(axis=1)]
+
+
 def windows(origins: PointArray, foreground: PointArray, background: PointArray, spec: GuidanceSpec) -> UInt8Array:
     """The heat of all clicks within windows: (n, 2) origins -> (n, 2, window, window), foreground then background.
 

@@ -260,7 +260,9 @@ def adapted(bundle: Bundle) -> dict[str, tuple[bytes, GraphInfo]]:
 
 
 def on_device(programs: Mapping[str, Program], memory: Memory, budget: int) -> dict[str, Graph]:
-    """A bundle's graphs, compiled from what `adapted` returns, with one arena of `budget` bytes for features.
+    """A bundle's graphs, compiled from what `adapted` returns, with one arena for features.
+
+    budget: bytes of it; two objects have room at least.
 
     Raises OutOfMemory if the device has not so much.
     """
@@ -269,7 +271,8 @@ def on_device(programs: Mapping[str, Program], memory: Memory, budget: int) -> d
         return {"network": DeviceGraph("network", programs["network"], device)}
     features = programs["encoder"].info.outputs
     member = sum(Buffer(0, _member(t), t.dtype).nbytes for t in features)
-    arena = Arena(memory, features, max(1, budget // member))
+    # NB: in a single slot, an object that waits for its head would keep all others' encoders out.
+    arena = Arena(memory, features, max(2, budget // member))
     return {
         "encoder": DeviceEncoder("encoder", programs["encoder"], device, arena),
         "click": DeviceGraph("click", programs["click"], device),

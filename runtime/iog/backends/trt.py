@@ -87,8 +87,10 @@ class TrtBackend:
             memory = CudaMemory()
             try:
                 return on_device(self._programs(bundle, engine, memory), memory, self._budget)
-            except BackendError as e:
+            except BaseException as e:
                 memory.close()
+                if not isinstance(e, BackendError):
+                    raise
                 reason = str(e)
         if not self._fall_back:
             raise BackendUnavailable(f"no TensorRT engines for this GPU: {reason}")

@@ -95,7 +95,6 @@ def serve(
         raise click.UsageError("--tls-certificate and --tls-key go together; give both or none", ctx)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    _share_memory(backend)
     from iog.backends import open_backend
     from iog.bundle import Bundle
     from iog.image import ImageLimits
@@ -121,6 +120,7 @@ def serve(
         raise click.UsageError(str(e), ctx) from e
     each = features_budget // max(1, len(model))  # on a GPU every model reserves its part
     engine = open_backend(backend, device=device, threads=threads, features_budget=each)
+    _share_memory(backend)
     features, images, lane = feature_cache(features_budget), ImageCache(images_budget), Lane()
     named: dict[str, Predictor] = {}
     with ExitStack() as stack:
@@ -144,7 +144,7 @@ def serve(
                 bundle.manifest.network.architecture,
                 bundle.manifest.network.backbone,
                 bundle.manifest.kind,
-                backend if backend == "fake" else f"{backend} {device}",
+                f"{backend} {device}" if backend == "ort" else backend,
                 time.perf_counter() - start,
             )
             del bundle  # and the graphs that it has read: engines have copies of their own
