@@ -95,7 +95,8 @@ class Client:
         """The mask of the prompted object, as from Predictor.segment.
 
         image: encoded bytes, a path, an (H, W, 3) uint8 RGB array, or an Image; uploaded only if the server does not
-        hold it, arrays and Images as PNG. model: a name from `models`; None for the server's default.
+        hold it, arrays and Images as PNG. For many clicks on one pass the same `bytes` or Image each time: files are
+        read and arrays hashed at every click. model: a name from `models`; None for the server's default.
         encoding: how the mask travels. By default this client makes it from the network's output, which is the fastest
         on a network of one's own, and spares the server; over a slow line take COCO_RLE, the smallest.
         Raises what Predictor.segment raises, and UnknownModel, Overloaded, Unavailable.

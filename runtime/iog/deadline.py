@@ -22,7 +22,12 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None, waiting: Callable[[], bool] | None = None) -> Deadline:
-        """So many seconds from now; None, or more than a lock can wait (gRPC's "never"), for no deadline."""
+        """So many seconds from now; None, or more than a lock can wait (gRPC's "never"), for no deadline.
+
+        Raises ValueError for NaN, which never comes and leaves no time.
+        """
+        if seconds is not None and seconds != seconds:
+            raise ValueError(f"a deadline in {seconds} seconds; expected a number of seconds, or None")
         at = None if seconds is None or seconds > threading.TIMEOUT_MAX else time.monotonic() + seconds
         return cls(at, waiting)
 

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from iog.arrays import FloatArray
+from iog.arrays import FloatArray, UInt8Array
 from iog.backends import FEATURES_BUDGET, open_backend
 from iog.backends.base import Backend, FeaturesFull, Graph, open_graphs, stack
 from iog.batcher import Batcher
@@ -23,18 +24,27 @@ from iog.click_maps import ClickMaps, guidance_for
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
 from iog.deadline import Deadline
-from iog.errors import BackendError, DeadlineExceeded, OutOfMemory
+from iog.errors import BackendError, DeadlineExceeded, OutOfMemory, UnknownImage
 from iog.features import LRU, FeatureKey, Features
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
 from iog.lane import Lane, Priority
-from iog.prompt import Prompt
+from iog.prompt import Prompt, Size
 from iog.segmentation import CacheStatus, Prediction, Segmentation
 
 IMAGES_BUDGET = 512 << 20
+SIZES = 1 << 14  # of images that are not held any more; a hundred bytes each
 _LOADS = itertools.count()  # of bundles onto devices
 
 T = TypeVar("T")
 FeatureCache = LRU[FeatureKey, Features]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownImage:
+    """An image that was decoded once and is held no more: enough for a click on an object whose features are."""
+
+    digest: str
+    size: Size
 
 
 class ImageCache(LRU[str, Image]):
@@ -46,6 +56,16 @@ class ImageCache(LRU[str, Image]):
     def __init__(self, budget: int = IMAGES_BUDGET) -> None:
         super().__init__(budget, lambda image: image.pixels.nbytes)
         self._decoding = threading.Semaphore(os.cpu_count() or 1)
+        self._known: LRU[str, KnownImage] = LRU(SIZES, lambda known: 1)
+
+    def put(self, key: str, value: Image) -> None:
+        """Keep an image, evicting the least recently used ones."""
+        super().put(key, value)
+        self._known.put(key, KnownImage(key, value.size))
+
+    def find(self, digest: str) -> Image | KnownImage | None:
+        """The image, or what is known of it."""
+        return self.get(digest) or self._known.get(digest)
 
     def decoded(
         self, data: bytes, digest: str, limits: ImageLimits, deadline: Deadline
@@ -111,7 +131,7 @@ class Predictor:
         """Open a bundle directory; None for the packaged default model.
 
         backend, device, threads: see `iog.backends.open_backend`. features_budget: bytes of encoder outputs to keep.
-        limits: of images.
+        limits: of encoded images; arrays and Images are taken as they are.
         Raises BundleError, BackendError.
         """
         engine = open_backend(backend, device=device, threads=threads, features_budget=features_budget)
@@ -133,22 +153,31 @@ class Predictor:
         timeout: seconds, or a deadline, after which no further stage is started.
         Raises InvalidImage, InvalidPrompt, DeadlineExceeded, BackendError; a request that fails changes nothing.
         """
-        return self.predict(image, prompt, timeout=timeout).segmentation(scores=scores)
+        deadline = timeout if isinstance(timeout, Deadline) else Deadline.after(timeout)
+        prediction = self.predict(image, prompt, timeout=deadline)
+        deadline.check("making the mask")
+        return prediction.segmentation(scores=scores)
 
-    def predict(self, image: ImageSource, prompt: Prompt, *, timeout: float | Deadline | None = None) -> Prediction:
-        """What the mask of the prompted object is made from; see `segment`, which makes it."""
+    def predict(
+        self, image: ImageSource | KnownImage, prompt: Prompt, *, timeout: float | Deadline | None = None
+    ) -> Prediction:
+        """What the mask of the prompted object is made from; see `segment`, which makes it.
+
+        Raises UnknownImage, too, for a KnownImage of whose object no features are held.
+        """
         deadline = timeout if isinstance(timeout, Deadline) else Deadline.after(timeout)
         watch = _Stopwatch()
-        picture, held = self._image(image, deadline)
+        picture = self._picture(image, deadline)
+        del image
         watch.lap("image")
         prompt = prompt.within(picture.size)
         crop = Crop.around(prompt.box, self.bundle.crop)
         clicks = NetworkClicks.of(prompt, crop, self.bundle.crop.corner_offset)
         watch.lap("prompt")
         if self.bundle.manifest.kind == "split":
-            logits, cache = self._split(picture, crop, clicks, deadline, watch, held)  # (4g, 4g)
+            logits, cache = self._split(picture, crop, clicks, deadline, watch)  # (4g, 4g)
         else:
-            logits, cache = self._single(picture, crop, clicks, deadline, watch, held)
+            logits, cache = self._single(picture, crop, clicks, deadline, watch)
         return Prediction(
             logits=logits,
             image_size=picture.size,
@@ -174,24 +203,28 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _image(self, source: ImageSource, deadline: Deadline) -> tuple[Image, bool]:
+    def _picture(self, source: ImageSource | KnownImage, deadline: Deadline) -> _Picture:
         deadline.check("waiting to be served")
-        if isinstance(source, Image):
-            return source, True
+        if isinstance(source, KnownImage | Image):
+            return _Picture.of(source, isinstance(source, Image))
         if isinstance(source, np.ndarray):
-            return Image.from_array(source), False
+            return _Picture.of(Image.from_array(source), False)
         data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else read_bytes(source, self._limits)
         digest = digest_of(data)
+        found = self.images.find(digest)
+        if isinstance(found, KnownImage):
+            decode = partial(self.images.decoded, data, digest, self._limits, deadline)
+            return _Picture(digest, found.size, False, lambda: decode()[0].pixels)
         image, how = self.images.decoded(data, digest, self._limits, deadline)
-        return image, how == "hit"
+        return _Picture.of(image, how == "hit")
 
     def _split(
-        self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch, held: bool
+        self, picture: _Picture, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch
     ) -> tuple[FloatArray, CacheStatus]:
-        key = FeatureKey(self._features_of, image.digest, crop, clicks.initial.tobytes())
+        key = FeatureKey(self._features_of, picture.digest, crop, clicks.initial.tobytes())
         with ExitStack() as turn:
             features, how = self.features.get_or_compute(
-                key, lambda: self._encode(image, crop, clicks, deadline, watch, turn), deadline
+                key, lambda: self._encode(picture, crop, clicks, deadline, watch, turn), deadline
             )
             watch.lap("features")
             run = _HeadRun(features, clicks, watch)
@@ -200,11 +233,11 @@ class Predictor:
                 ((logits, count),) = self._run_heads([run])
             else:
                 logits, count = self._heads.run(run, deadline)  # (4g, 4g)
-        return logits, CacheStatus(held, how, count + len(clicks.initial) * (how == "miss"))
+        return logits, CacheStatus(picture.held, how, count + len(clicks.initial) * (how == "miss"))
 
     def _encode(
         self,
-        image: Image,
+        picture: _Picture,
         crop: Crop,
         clicks: NetworkClicks,
         deadline: Deadline,
@@ -214,7 +247,7 @@ class Predictor:
         """turn: what is left of the encoder's turn."""
         watch.lap("features")
         encoder = self._graphs["encoder"]
-        frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
+        frame = self._frame(picture, crop, watch)
         guidance = guidance_for(encoder, clicks, self.bundle.guidance, initial_only=True)
         watch.lap("crop")
         give_way = turn.enter_context(self._lane.turn(Priority.ENCODER, deadline))
@@ -262,9 +295,9 @@ class Predictor:
                 forget *= 2
 
     def _single(
-        self, image: Image, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch, held: bool
+        self, picture: _Picture, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch
     ) -> tuple[FloatArray, CacheStatus]:
-        frame = crop.extract(image.pixels, self.bundle.crop.interpolation)[None]  # (1, S, S, 3)
+        frame = self._frame(picture, crop, watch)
         network = self._graphs["network"]
         guidance = guidance_for(network, clicks, self.bundle.guidance, initial_only=False)
         watch.lap("crop")
@@ -273,7 +306,41 @@ class Predictor:
             (logits,) = self._with_room(lambda: network.run({"image": frame, **guidance}))  # (1, 4g, 4g)
             _check_finite(logits)
         watch.lap("network")
-        return logits[0], CacheStatus(held, "none", 0)
+        return logits[0], CacheStatus(picture.held, "none", 0)
+
+    def _frame(self, picture: _Picture, crop: Crop, watch: _Stopwatch) -> UInt8Array:
+        """(1, S, S, 3)"""
+        pixels = picture.taken()
+        watch.lap("image")
+        return crop.extract(pixels, self.bundle.crop.interpolation)[None]
+
+
+class _Picture:
+    """The image of a request. Its pixels are let go as soon as the network's frame is cut from them.
+
+    Requests wait after that: meanwhile they would keep, beside all budgets, what the cache has evicted.
+    """
+
+    def __init__(self, digest: str, size: Size, held: bool, pixels: Callable[[], UInt8Array]) -> None:
+        self.digest = digest
+        self.size = size
+        self.held = held
+        self._pixels: Callable[[], UInt8Array] | None = pixels
+
+    @classmethod
+    def of(cls, image: Image | KnownImage, held: bool) -> _Picture:
+        def pixels() -> UInt8Array:
+            if isinstance(image, KnownImage):
+                raise UnknownImage(image.digest)
+            return image.pixels
+
+        return cls(image.digest, image.size, held, pixels)
+
+    def taken(self) -> UInt8Array:
+        """(H, W, 3), once."""
+        assert self._pixels is not None
+        pixels, self._pixels = self._pixels, None
+        return pixels()
 
 
 class _HeadRun(NamedTuple):

@@ -2,9 +2,12 @@ import io
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +24,7 @@ from iog.backends.fake import FakeBackend
 from iog.bundle import Bundle, GraphInfo
 from iog.clicks import NetworkClicks
 from iog.crop import Crop
+from iog.deadline import NO_DEADLINE, Deadline
 from iog.errors import (
     BackendError,
     BackendUnavailable,
@@ -34,7 +38,7 @@ from iog.errors import (
 from iog.features import FeatureKey, Features
 from iog.guidance import GuidanceSpec
 from iog.image import Image, ImageLimits
-from iog.lane import Lane
+from iog.lane import Lane, Priority
 from iog.predictor import ImageCache, feature_cache
 from iog.segmentation import Segmentation
 
@@ -514,6 +518,66 @@ def test_images_are_forgotten_under_their_budget(split: Bundle, photo: UInt8Arra
     held = [predictor.segment(data, prompt).cache.image for data in (one, one, two, two, one)]
     assert held == [False, True, False, True, False]
     assert predictor.images.nbytes == photo.nbytes
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_an_object_that_is_remembered_needs_no_decoded_image(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(split, FakeBackend(), images=ImageCache(photo.nbytes))
+    one, two = png(photo), png(photo[:, ::-1])
+    first = predictor.segment(one, prompt)
+    predictor.segment(two, prompt)
+    monkeypatch.setattr(Image, "decode", None)
+    again = predictor.segment(one, prompt)
+    assert (again.cache.image, again.cache.features) == (False, "hit")
+    assert same(again, first)
+    monkeypatch.undo()
+    moved = Prompt(replace(prompt.box, x1=prompt.box.x1 - 9), prompt.inside)
+    assert predictor.segment(one, moved).cache.features == "miss"
+    assert predictor.images.find("0" * 64) is None
+
+
+def test_first_clicks_that_wait_hold_no_photograph(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
+    lane = Lane()
+    predictor = Predictor(split, FakeBackend(), images=ImageCache(0), lane=lane)
+    photographs = [photo[i:].copy() for i in range(3)]
+    decoded: list[weakref.ref[UInt8Array]] = []
+    decode = Image.decode
+
+    def counted(*args: Any) -> Image:
+        image = decode(*args)
+        decoded.append(weakref.ref(image.pixels))
+        return image
+
+    with ThreadPoolExecutor(3) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "decode", counted)
+        with lane.turn(Priority.ENCODER, NO_DEADLINE):
+            calls = [pool.submit(predictor.segment, png(each), prompt) for each in photographs]
+            wait_for(lambda: len(lane._waiting) == 3)
+            assert len([pixels for pixels in decoded if pixels() is not None]) == 1  # the last one, in the cache
+        for call in calls:
+            assert call.result().cache.features == "miss"
+
+
+def test_no_mask_is_made_after_the_deadline(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
+    predictor = Predictor(split, FakeBackend())
+
+    class Late(Deadline):
+        def check(self, doing: str) -> None:
+            if doing == "making the mask":
+                raise DeadlineExceeded("late")
+
+    with pytest.raises(DeadlineExceeded):
+        predictor.segment(photo, prompt, timeout=Late())
+    with pytest.raises(ValueError, match="nan seconds"):
+        predictor.segment(photo, prompt, timeout=float("nan"))
 
 
 def test_a_bad_image_is_refused_every_time(predictor: Predictor, prompt: Prompt) -> None:

@@ -15,7 +15,7 @@ from iog.deadline import Deadline
 from iog.errors import InvalidImage, UnknownImage, UnknownModel
 from iog.image import Image, ImageLimits
 from iog.mask import MaskEncoding
-from iog.predictor import ImageCache, Predictor
+from iog.predictor import ImageCache, KnownImage, Predictor
 from iog.prompt import MAX_CLICKS
 from iog.rpc import convert
 from iog.rpc.calls import Gate, Watchdog, errors_told
@@ -69,8 +69,8 @@ class SegmentationServicer(SegmentationServiceServicer):
             predictor = self._predictor(request.model)
             prompt = convert.prompt_from(request, predictor.bundle.manifest.name)
             encoding = convert.encoding_from(request)
-            image = self._image(request)
-            prediction = predictor.predict(image, prompt, timeout=deadline)
+            prediction = predictor.predict(self._image(request), prompt, timeout=deadline)
+            deadline.check("making the mask")
             if encoding is MaskEncoding.SCORE_MAP:
                 return convert.response_without_mask(prediction)
             return convert.response_of(prediction.segmentation(scores=request.want_score_map), encoding)
@@ -88,16 +88,18 @@ class SegmentationServicer(SegmentationServiceServicer):
         except KeyError:
             raise UnknownModel(name, self._predictors) from None
 
-    def _image(self, request: pb.SegmentRequest) -> Image | bytes:
+    def _image(self, request: pb.SegmentRequest) -> Image | KnownImage | bytes:
         match request.WhichOneof("image"):
             case "digest":
-                image = self._images.get(request.digest)
+                image = self._images.find(request.digest)
                 if image is None:
                     convert.check_digest(request.digest)
                     raise UnknownImage(request.digest)
                 return image
             case "encoded_image":
-                return request.encoded_image
+                data = request.encoded_image
+                request.ClearField("encoded_image")  # or two copies of it would wait for the encoder
+                return data
             case _:
                 raise InvalidImage("request without an image; set digest, or encoded_image")
 

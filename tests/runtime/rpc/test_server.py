@@ -546,7 +546,7 @@ def test_requests_that_never_arrive_are_few_and_end(
     start_server: StartServer, connect: Connect, file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("iog.rpc.server._ON_THEIR_WAY", 8)
-    channel, over = connect(start_server(upload_timeout_s=0.5)), threading.Event()
+    channel, over = connect(start_server(max_segments=4, upload_timeout_s=0.5)), threading.Event()
 
     def nothing() -> Iterator[bytes]:
         over.wait(TIMEOUT)
@@ -557,6 +557,54 @@ def test_requests_that_never_arrive_are_few_and_end(
     over.set()
     assert codes.count(grpc.StatusCode.CANCELLED) == 8
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 12
+
+
+def test_requests_that_never_arrive_keep_no_question_from_its_answer(
+    start_server: StartServer, connect: Connect, file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iog.rpc.server._ON_THEIR_WAY", 8)
+    channel, over = connect(start_server(max_segments=4)), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(TIMEOUT)
+        yield from ()
+
+    calls = [channel.stream_unary(f"/{SERVICE}/Segment").future(nothing(), timeout=TIMEOUT) for _ in range(20)]
+    refused_ones = [call for call in calls[8:] if call.exception(TIMEOUT)]  # by now the others have their places
+    assert [call.code() for call in refused_ones] == 12 * [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
+    assert SegmentationServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
+    over.set()
+    for call in calls:
+        call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "places"), [(64 << 20, 64), (8 << 20, 256), (1 << 30, 32), (100, 256)], ids=["64M", "8M", "1G", "100"]
+)
+def test_what_has_come_of_requests_on_their_way_is_bounded(
+    make_predictors: MakePredictors, max_bytes: int, places: int
+) -> None:
+    config = ServerConfig(limits=ImageLimits(max_bytes=max_bytes), max_segments=32)
+    server = Server(make_predictors(), config)
+    assert server._segments_on_their_way == places
+    server.stop(0)
+
+
+def test_a_click_on_a_held_object_needs_no_image(
+    start_server: StartServer, connect: Connect, make_predictors: MakePredictors, make_file: MakeFile
+) -> None:
+    stub = SegmentationServiceStub(connect(start_server(predictors=make_predictors(images_budget=100_000))))
+    one, two = make_file(seed=0), make_file(seed=1)
+    first = stub.Segment(request(encoded_image=one), timeout=TIMEOUT)
+    stub.Segment(request(encoded_image=two), timeout=TIMEOUT)  # there is room for one
+    again = stub.Segment(request(digest=first.image_digest), timeout=TIMEOUT)
+    assert (again.cache.image_hit, again.cache.features) == (False, pb.FEATURE_STATUS_HIT)
+    assert again.png == first.png
+    other = request(digest=first.image_digest)
+    other.inside_outside.box.b.x -= 20
+    code, reason, _ = refused(lambda: stub.Segment(other, timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_HELD")
 
 
 def test_a_call_without_a_request_is_refused(server: Server, connect: Connect) -> None:
