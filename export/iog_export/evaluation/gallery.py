@@ -33,8 +33,11 @@ def draw_galleries(out: Path, data: DataSet, records: Sequence[Record], segment:
         ranked = sorted((r for r in members if MODEL in r.tracks), key=lambda r: r.tracks[MODEL].ious[0])
         if name == ALL or not ranked:
             continue
-        chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
-        rows = [_row(data, title, record, segment, min(clicks, BASELINE_CLICKS)) for title, record in chosen.items()]
+        titles: dict[int, str] = {}  # of few objects, one may be several of these
+        for title, place in (("best", len(ranked) - 1), ("median", len(ranked) // 2), ("worst", 0)):
+            titles[place] = f"{titles[place]}, {title}" if place in titles else title
+        most = min(clicks, BASELINE_CLICKS)
+        rows = [_row(data, title, ranked[place], segment, most) for place, title in titles.items()]
         paths.append(out / f"gallery_{name}.jpg")
         write_file(paths[-1], picture(_stacked(rows), paths[-1]))
     return paths
@@ -43,7 +46,7 @@ def draw_galleries(out: Path, data: DataSet, records: Sequence[Record], segment:
 def _row(data: DataSet, title: str, record: Record, segment: Segmenter, clicks: int) -> UInt8Array:
     photograph = data.photograph(record.name)
     pixels, first = photograph.pixels, record.prompt(MODEL, 3)
-    label = f"{title} of its set: {record.name}, object {record.id}"
+    label = f"label; {title} of its set: {record.name}, object {record.id}"
     pictures = [_picture(pixels, first, photograph.labels.mask(record.id), label)]
     for count in sorted({3, clicks}):
         prompt = record.prompt(MODEL, count)
