@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 from harness.competitors import Competitor, Scene, assemble, names
-from harness.gauge import SIDE, bandwidth, matrix_product
+from harness.gauge import SIDE, arithmetic, bandwidth, matrix_product
 from harness.networks import Published
 from harness.ratios import against_eager
 from harness.record import EAGER, Record, console, json_option, run
@@ -114,7 +114,7 @@ def main(
 
 def measure(competitors: dict[str, Competitor], scene: Scene, rounds: int) -> dict[str, Any]:
     """Times of every row, stages, deviations of the logits, and the machine's limits."""
-    gauge, macs = matrix_product()
+    gauge, _ = matrix_product()
     square = np.ones((1, SIDE, SIDE), np.float32)
     rows, runs = [], dict[str, Run]({GAUGE: lambda: gauge.run({"a": square})})
     for name, competitor in competitors.items():
@@ -128,7 +128,7 @@ def measure(competitors: dict[str, Competitor], scene: Scene, rounds: int) -> di
     return {
         "rows": [{**row, "milliseconds": times[row["name"]]} for row in rows],
         "noise": gauged.spread,
-        "multiply_accumulates_per_second": macs / gauged.minimum * 1e3,
+        "multiply_accumulates_per_second": arithmetic(),
         "bytes_per_second": bandwidth(),
         "graphs": scene.traffic,
         "stages": stages(competitors, scene),

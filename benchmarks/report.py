@@ -145,7 +145,7 @@ def limits(results: Mapping[str, Any], network: str, folder: Path) -> Iterator[s
         f"This machine was measured to reach {2e-9 * here['multiply_accumulates_per_second']:.0f} GFLOP/s in a matrix "
         f"product and {here['bytes_per_second'] / 1e9:.0f} GB/s in a copy. A GTX 1080 has 8.9 TFLOP/s (fp32) and 320 "
         "GB/s. *At least* is the larger of arithmetic and traffic at those peaks, where traffic counts weights, inputs "
-        "and outputs once; both are of float arithmetic, hence none for int8. "
+        "and outputs once; both are of float arithmetic, hence nothing for int8. "
         f"The paper reports {PAPER_MS:g} ms for one pass of the whole network on a GTX 1080."
     )
     rows = []
@@ -158,7 +158,7 @@ def limits(results: Mapping[str, Any], network: str, folder: Path) -> Iterator[s
                 f"{graph['bytes'] / 1e6:.0f}",
                 fastest,
                 "" if _is_int8(name) else f"{floor_ms(graph, here):.1f}",
-                f"{floor_ms(graph, GTX_1080):.2f}",
+                "" if _is_int8(name) else f"{floor_ms(graph, GTX_1080):.2f}",
                 f"{PAPER_MS:g}" if name == WHOLE else "",
             )
         )
@@ -190,6 +190,12 @@ def floor_ms(graph: Mapping[str, float], device: Mapping[str, float]) -> float:
     )
 
 
+UNMASKED = (
+    "Answers are the network's output, from which clients make masks: what that takes is not in these figures, and a "
+    "server that is asked for masks has to do it itself."
+)
+
+
 def load(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """Throughput against latency."""
     results, settings = record["results"], record["settings"]
@@ -203,7 +209,8 @@ def load(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
         f"corrections and think {settings['think']:g} s between them on average; client and server share the cores. "
         f"{alone(results)} {settings['busy']} annotators who never pause get {results['capacity']:.1f} clicks a second "
         "together: of this capacity each load is a share. *Offered* is all that those click who come in the measured "
-        "time, *clicked* what was due in it, *answered* the masks that came in it."
+        "time, *clicked* what was due in it, *answered* the answers that came in it. "
+        f"{UNMASKED}"
     )
     yield "![Throughput and latency](load.png)"
     columns = ("offered/s", "clicked/s", "answered/s", "hits", "rejected", "failed", "first p50", "p95", "p99")
@@ -239,8 +246,9 @@ def burst(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
         f"{b['encoder_runs_for_corrections']} times for corrections; {b['rejected']} clicks were rejected, "
         f"{b['failed']} failed. Of {while_encoding['count']} corrections sent while first clicks were still waiting, "
         f"the median took {_ms(while_encoding.get('p50'))} ms and p99 {_ms(while_encoding.get('p99'))} ms; from the "
-        f"request's start on the server to its mask, p99 {_ms(b['of_these_on_the_server'].get('p99'))} ms. "
-        f"Two heads and an encoder run take {_ms(bound['alone'])} ms alone, {_ms(bound['in the burst'])} in the burst."
+        f"request's start on the server to its logits, p99 {_ms(b['of_these_on_the_server'].get('p99'))} ms. "
+        f"Two heads and an encoder run take {_ms(bound['alone'])} ms alone, {_ms(bound['in the burst'])} in the burst. "
+        f"{UNMASKED}"
     )
 
 
@@ -350,7 +358,7 @@ def alone(results: Mapping[str, Any]) -> str:
     times = results["alone"]
     return (
         f"Alone, a first click takes {times['first']:.1f} ms, of which the encoder {times['encoder']:.1f}, and a "
-        f"correction {times['correction']:.1f}."
+        f"correction {times['correction']:.1f}, of which the head with its click map {times['head']:.1f}."
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from harness.load import Annotation, Crowd, Reply, answered_within, percentiles, poisson
 from harness.record import Record, console, json_option, run
 from harness.rounds import progress
-from harness.scene import FULL_HD, another, corrected, growing, photograph, prompt
+from harness.scene import FULL_HD, another, growing, photograph
 from harness.server import Served, served
 from iog import Client, Prompt
 from iog.cli.values import Number, Seconds, byte_count
@@ -23,6 +23,7 @@ BUSY = 4  # annotators at a time who never pause
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.2)  # of the capacity, which is what these get together
 CAPACITY_S = 3.0  # in which it is measured
 ALONE = 15  # clicks of each kind on an idle server
+IDLE_S = 0.05  # between them, on average
 PHOTOGRAPHS = 8
 BURSTS = 3
 PUBLISHED = "published"
@@ -82,7 +83,8 @@ def main(
     Annotators arrive at random (Poisson), each with one object: a first click, then corrections, each after a time of
     thinking that begins with the reply. Arrivals do not wait for the server: if it is too slow, they queue up. Latency
     runs from when a click was due. A click that the server turns away is counted, not repeated. Loads are shares of the
-    capacity, which is measured first: the clicks a second that a few annotators get together who never pause.
+    capacity, which is measured first: the clicks a second that a few annotators get together who never pause. Clients
+    are answered with the network's output, as iog.Client is; masks, which it makes of that, are not made here.
     """
     if burst and soak:
         raise click.UsageError("--burst and --soak are different runs; give one of them")
@@ -90,15 +92,17 @@ def main(
     record = Record("server_load", model=model or "default", think=think, corrections=corrections, busy=BUSY)
     options = [*(("--model", str(bundle)) if bundle else ()), "--features-budget", str(features_budget)]
     if burst:
-        options += ["--max-concurrency", str(max(64, 2 * burst))]
+        most = max(64, 2 * burst)
+        options += ["--max-concurrency", str(most)]
+        record.note(corrections=1, max_concurrency=most)
     with served(*options) as server, Client(server.address, timeout=120) as client:
         ready = server.resident()
         record.note(bundle=client.models()[0].bundle_digest[:12])
         photographs = [photograph(variant=v) for v in range(PHOTOGRAPHS)]
         desk = Desk([client.upload(data) for data in photographs])
-        alone = idle(client, photographs[0])
-        results: dict[str, Any] = {"alone": alone}
         with Crowd(server.address) as crowd:
+            alone = idle(crowd, desk)
+            results: dict[str, Any] = {"alone": alone}
             if burst:
                 results["burst"] = bursts(crowd, desk, burst, think, alone)
             elif soak:
@@ -147,20 +151,20 @@ class Desk:
         return Annotation(0.0, digest, growing(first, corrections), [0.0] * corrections)
 
 
-def idle(client: Client, photograph: bytes) -> dict[str, float]:
-    """Median milliseconds of a first click and of a correction when nobody else clicks, and of the encoder's run."""
-    firsts, corrections, encoders = list[float](), list[float](), list[float]()
-    for number in range(ALONE):
-        asked = prompt(FULL_HD, -1 - number)  # boxes that no annotator will draw
-        for times in (firsts, corrections):
-            start = time.perf_counter()
-            result = client.segment(photograph, asked)
-            times.append(time.perf_counter() - start)
-            asked = corrected(asked, number)
-            if times is firsts:
-                encoders.append(result.timings.get("encoder", result.timings.get("network", 0.0)))
-    named = {"first": firsts, "correction": corrections, "encoder": encoders}
-    return {name: 1e3 * float(np.median(times)) for name, times in named.items()}
+def idle(crowd: Crowd, desk: Desk) -> dict[str, float]:
+    """Median milliseconds when nobody else clicks: of a first click and a correction, of their encoder and head."""
+    random = np.random.default_rng(0)
+    replies = [r for _ in range(ALONE) for r in crowd.annotate([desk.annotation(0.0, 1, IDLE_S, random)])]
+    found = {
+        name: 1e3 * float(np.median([r.latency for r in replies if r.answered and r.first is first]))
+        for name, first in (("first", True), ("correction", False))
+    }
+    corrections = [r for r in replies if not r.first]
+    return {
+        **found,
+        "encoder": stage(replies, "encoder") or stage(replies, "network"),
+        "head": stage(corrections, "clicks", "head") or stage(corrections, "network"),
+    }
 
 
 def busy(crowd: Crowd, desk: Desk, corrections: int, seconds: float) -> float:
@@ -221,7 +225,7 @@ def bursts(crowd: Crowd, desk: Desk, annotators: int, think: float, alone: dict[
         "corrections_while_encoding": percentiles([r.latency for r in during if r.answered]) | {"count": len(during)},
         "of_these_on_the_server": percentiles([sum(r.stages.values()) for r in during if r.answered]),
         "two_heads_and_an_encoder_ms": {
-            "alone": 2 * alone["correction"] + alone["encoder"],
+            "alone": 2 * alone["head"] + alone["encoder"],
             "in the burst": 2 * stage(replies, "clicks", "head") + stage(replies, "encoder"),
         },
         **came_of(replies),

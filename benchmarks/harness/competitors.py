@@ -16,7 +16,6 @@ import torch
 from iog import Box, Client, Point, Predictor
 from iog.arrays import BoolArray, FloatArray
 from iog.backends import Graph, open_backend
-from iog.backends.ort import OrtBackend
 from iog.bundle import Bundle, GraphInfo
 from iog.crop import Crop, CropSpec
 from iog.errors import IogError
@@ -107,7 +106,7 @@ def _makers() -> Mapping[str, Callable[[Scene], Competitor]]:
         EAGER: _eager,
         "platform function: base64 JSON around PyTorch eager": _platform_function,
         "torch.compile, whole network": _compiled,
-        "ONNX Runtime, whole network": _onnx_whole,
+        **{f"{label}, whole network": _onnx_whole(backend) for backend, label in ENGINES.items()},
         "naive split behind the backbone, ONNX Runtime": _naive_split,
         **ours,
         DEFAULT: _default,
@@ -142,14 +141,17 @@ def _compiled(scene: Scene) -> Competitor:
     return _whole(scene, scene.stack.enter_context(compiled(scene.published, scene.compile_limit_s)))
 
 
-def _onnx_whole(scene: Scene) -> Competitor:
-    network = _opened(scene, "whole network", scene.published.whole())
+def _onnx_whole(backend: str) -> Callable[[Scene], Competitor]:
+    def make(scene: Scene) -> Competitor:
+        network = _opened(scene, "whole network", scene.published.whole(), backend)
 
-    def run(seen: Seen) -> FloatArray:
-        logits: FloatArray = network.run({"inputs": seen.inputs(), "clicks": seen.all_clicks()})[0][0, 0]
-        return logits
+        def run(seen: Seen) -> FloatArray:
+            logits: FloatArray = network.run({"inputs": seen.inputs(), "clicks": seen.all_clicks()})[0][0, 0]
+            return logits
 
-    return _whole(scene, run)
+        return _whole(scene, run)
+
+    return make
 
 
 def _naive_split(scene: Scene) -> Competitor:
@@ -267,8 +269,8 @@ def traffic(info: GraphInfo, model_bytes: int) -> dict[str, float]:
     return {"macs": info.macs, "bytes": model_bytes + tensors}
 
 
-def _opened(scene: Scene, name: str, graph: OnnxGraph) -> Graph:
-    opened = OrtBackend().open(name, graph.model, graph.info)
+def _opened(scene: Scene, name: str, graph: OnnxGraph, backend: str = "ort") -> Graph:
+    opened = open_backend(backend).open(name, graph.model, graph.info)
     scene.traffic[name] = traffic(graph.info, len(graph.model))
     scene.stack.callback(opened.close)
     return opened

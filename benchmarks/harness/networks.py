@@ -23,6 +23,7 @@ from .record import console
 from .scene import PHOTOGRAPH
 
 SEED = 0
+PUBLISHED_WIDTH = 256
 
 
 class NotRun(click.ClickException):
@@ -39,10 +40,11 @@ class Published:
     folder: Path
     backbone: str = "resnet101"
     size: int = 512
-    width: int = 256
+    width: int = PUBLISHED_WIDTH
 
     def __str__(self) -> str:
-        return f"{self.backbone.replace('resnet', 'ResNet-')} at {self.size}"
+        narrow = "" if self.width == PUBLISHED_WIDTH else f", width {self.width}"
+        return f"{self.backbone.replace('resnet', 'ResNet-')} at {self.size}{narrow}"
 
     @cached_property
     def network(self) -> IOG:

@@ -76,14 +76,22 @@ def test_competitors_take_turns_and_show_where_the_time_goes(folder: Path) -> No
 @pytest.mark.slow
 def test_competitors_that_run_the_same_network_compute_the_same_logits(tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
-    names = (EAGER, "platform function", "naive split", "ONNX Runtime, whole", "OpenVINO fp32", "no such competitor")
+    names = (
+        EAGER,
+        "platform function",
+        "naive split",
+        "ONNX Runtime, whole",
+        "OpenVINO, whole",
+        "OpenVINO fp32",
+        "none",
+    )
     small = ("--rounds", "1", "--backbone", "resnet18", "--size", "64", "--width", "8")
     code, output = finish(
         start("click_latency.py", *small, "--only", "|".join(names), "--json", str(path), cwd=tmp_path)
     )
     assert code == 0, output
     results = json.loads(path.read_text())["results"]
-    assert len(results["deviations"]) == 4 - len(results["missing"])  # a platform function's answers are masks
+    assert len(results["deviations"]) == 5 - len(results["missing"])  # a platform function's answers are masks
     assert max(results["deviations"].values()) < 1e-3
     assert {"whole network", "naive backbone", "naive rest"} <= results["graphs"].keys()
 
@@ -120,7 +128,11 @@ def test_in_a_burst_each_object_is_encoded_once(folder: Path) -> None:
     assert burst["clicks"] == 2 * 3 * burst["bursts"]
     assert burst["encoder_runs"] == 3 * burst["bursts"]
     assert burst["encoder_runs_for_corrections"] == 0
-    assert all(ms > 0 for ms in burst["two_heads_and_an_encoder_ms"].values())
+    bound = burst["two_heads_and_an_encoder_ms"]
+    assert bound["in the burst"] > 0
+    alone = measured("burst", folder)["alone"]
+    assert bound["alone"] == pytest.approx(2 * alone["head"] + alone["encoder"])
+    assert alone["head"] < alone["correction"] < alone["first"]
 
 
 def test_a_soak_visits_all_objects_and_watches_the_memory(folder: Path) -> None:
@@ -153,14 +165,14 @@ def test_the_report_shows_all_and_the_readme_gets_its_table(folder: Path) -> Non
     code, output = finish(start("report.py", str(folder), "--readme", str(readme), cwd=folder))
     assert code == 0, output
     report = (folder / "report.md").read_text()
-    assert f"| {EAGER}: any click | ResNet-18 at 64 |" in report
+    assert f"| {EAGER}: any click | ResNet-18 at 64, width 8 |" in report
     assert "Noise" in report
     assert "GTX 1080" in report
     pictures = {line[line.index("(") + 1 : -1] for line in report.splitlines() if line.startswith("![")}
     assert pictures >= {"latency.png", "latency_cdf.png", "load.png", "memory.png", "scaling.png", "roofline.png"}
     assert all((folder / picture).stat().st_size > 5000 for picture in pictures)
     after = readme.read_text()
-    assert f"| ResNet-18 at 64 | {EAGER}: any click |" in after
+    assert f"| ResNet-18 at 64, width 8 | {EAGER}: any click |" in after
     assert after.count("x (another, smaller network) |") == 4  # default model, in process and through gRPC
     assert after.splitlines()[:3] == before.splitlines()[:3]
     assert after.splitlines()[-3:] == before.splitlines()[-3:]

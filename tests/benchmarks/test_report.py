@@ -31,7 +31,7 @@ GPU = {
 }
 SCALING = {"settings": {"model": "default"}, "results": {"objects": {"correction": {"1": 1.0, "10": 1.25}}}}
 
-ALONE = {"first": 10.0, "encoder": 5.0, "correction": 2.0}
+ALONE = {"first": 10.0, "encoder": 5.0, "correction": 2.0, "head": 1.0}
 BURST = {
     "alone": ALONE,
     "burst": {
