@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,13 +14,14 @@ from iog.crop import CropSpec
 from iog.guidance import GuidanceSpec
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from iog_export.datasets import FORMATS, DataSet, open_layout, shared
 from iog_export.datasets.formats import HELP
 from iog_export.evaluation.baselines import ellipse, filled_box
-from iog_export.evaluation.figures import Figures
+from iog_export.evaluation.figures import ALL, Figures
 from iog_export.evaluation.objects import representative, spread, uncounted
 from iog_export.networks import NetworkSpec
 from iog_export.networks.resnet import ARCHITECTURES
@@ -31,7 +31,7 @@ from .board import TensorBoard
 from .initial import Initial
 from .interrupt import stop_asked
 from .loop import Stopped, Trainer
-from .machine import Machine, joined
+from .machine import Machine, default_threads, joined
 from .monitor import LogLines, Monitor, ProgressBar
 from .plan import (
     CLICKS_FROM_SCRATCH,
@@ -71,7 +71,9 @@ INTERRUPTED = 130  # exit code
 @click.argument("data", metavar="DATA", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Of DATA.  [default: recognised]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory of the run.")
-@click.option("--minutes", type=Number(min=0, min_open=True), required=True, help="Time to train.")
+@click.option(
+    "--minutes", type=Number(min=0, min_open=True), required=True, help="Time to train; validations are no part of it."
+)
 @click.option("--train-list", type=click.Path(path_type=Path), help="What to train on.  [default: that of train]")
 @click.option("--val-list", type=click.Path(path_type=Path), help="What to validate on.  [default: that of val]")
 @click.option(
@@ -83,7 +85,13 @@ INTERRUPTED = 130  # exit code
 @click.option("--backbone", type=click.Choice(list(ARCHITECTURES)), help="[default: resnet18, or that of --init]")
 @click.option("--width", type=click.IntRange(min=2), help="Decoder channels.  [default: 64, or that of --init]")
 @click.option("--size", type=click.IntRange(min=128), help="Side of deployed crops.  [default: 256, or that of --init]")
-@click.option("--batch", type=click.IntRange(min=2), default=10, show_default=True, help="Objects at once, at --size.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=2),
+    default=10,
+    show_default=True,
+    help="Objects at once, at --size, in each process.",
+)
 @click.option(
     "--augmentation",
     type=Number(0, 1),
@@ -103,7 +111,7 @@ INTERRUPTED = 130  # exit code
     type=Number(min=0),
     default=4.0,
     show_default=True,
-    help="GiB of photographs to keep decoded; the others are decoded each time.",
+    help="GiB of photographs to keep decoded, in each process; the others are decoded each time.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -112,7 +120,11 @@ INTERRUPTED = 130  # exit code
 @click.option(
     "--workers", type=click.IntRange(min=0), help="Processes that prepare batches.  [default: for the device]"
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Of the network's arithmetic.  [default: all cores]")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Of the network's arithmetic.  [default: this process's share of the cores]",
+)
 @click.option(
     "--bfloat16/--float32",
     default=None,
@@ -168,7 +180,7 @@ def train(
         logging.basicConfig(
             level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
         )
-        torch.set_num_threads(threads or max((os.cpu_count() or 1) // machine.processes, 1))
+        torch.set_num_threads(threads or default_threads(machine.neighbours))
         lists = open_layout(data, "train", train_list, form), open_layout(data, "val", val_list, form)
         if both := shared(*lists):
             problem = f"{len(both)} of its photographs, such as {both[0]}, are trained on; name others"
@@ -216,12 +228,14 @@ def train(
                 for name, segment in {"network": network, "ellipse": ellipse, "filled box": filled_box}.items()
             }
     except KeyboardInterrupt:
-        console.print(f"stopped evaluating; {out / 'final.pt'} is complete", soft_wrap=True)
+        console.print(f"stopped evaluating; {out / 'final.pt'} is complete", markup=False, soft_wrap=True)
         sys.exit(INTERRUPTED)
     Console().print(_table(rows))
+    measured = (rows["network"].get(ALL) or next(iter(rows["network"].values()))).objects
     console.print(
-        f"on {len(some)} of {len(validation)} objects; for all, and more figures: "
+        f"on {measured} of {len(validation)} objects; for all, and more figures: "
         f"iog export --checkpoint {out / 'final.pt'} --out DIR, then iog evaluate DIR {data}",
+        markup=False,
         soft_wrap=True,
     )
 
@@ -254,9 +268,9 @@ def _run(trainer: Trainer, training: DataSet, validation: DataSet, console: Cons
             final = trainer.run(training, watched, monitors, stop)
         except Stopped as e:
             stack.close()
-            console.print(str(e), soft_wrap=True)
+            console.print(str(e), markup=False, soft_wrap=True)
             sys.exit(INTERRUPTED)
-        console.print(f"[green]wrote[/] {trainer.out / 'final.pt'}", soft_wrap=True)
+        console.print(f"[green]wrote[/] {escape(str(trainer.out / 'final.pt'))}", soft_wrap=True)
         if stop():
             console.print("stopped before it was evaluated")
             sys.exit(INTERRUPTED)
@@ -282,5 +296,5 @@ def _table(rows: dict[str, dict[str, Figures]]) -> Table:
         for name, figures in sets.items():
             means = " ".join(f"{value:.3f}" for value in figures.iou.values())
             shares = " ".join(f"{value:.0%}" for value in figures.below_half.values())
-            table.add_row(segmenter, name, str(figures.objects), means, shares)
+            table.add_row(segmenter, escape(name), str(figures.objects), means, shares)
     return table

@@ -1,7 +1,8 @@
 """The training loop: a schedule in wall-clock time, iterative clicks (section 3.3 of the paper), averaged weights.
 
 The learning rate, the size of the crops and the number of simulated clicks are functions of the share of the training
-time that has passed: a busy machine makes fewer passes, never an unfinished schedule.
+time that has passed: a busy machine makes fewer passes, never an unfinished schedule. What validations take is no part
+of that time: however long, they leave the steps between them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from . import norms
 from .clicking import Clicking
 from .initial import Initial
 from .interrupt import deaths_of_children_unheard, left_to_the_parent
-from .machine import Machine
+from .machine import Machine, ProcessLost
 from .monitor import Monitor, Status
 from .pictures import pictures
 from .plan import Plan, differences
@@ -63,7 +64,7 @@ class _StopAsked(Exception):
 class Trainer:
     """A network in training. `run` trains until the plan's time has passed; `resumed` goes on with a killed one.
 
-    clock: seconds; what it shows between two steps is the time that passes.
+    clock: seconds; what it shows between two steps is the time that passes, but for that of validations.
     """
 
     def __init__(
@@ -97,6 +98,11 @@ class Trainer:
         """The share of the plan's time that has passed."""
         return self.seconds / (60 * self.plan.minutes)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the plan, and the number of processes: each has batches of its own."""
+        return {**self.plan.settings, "processes": self.machine.processes}
+
     def started_from(self, initial: Initial, data: DataSet) -> Trainer:
         """Take a trained network's weights. data: what it will be trained on.
 
@@ -119,7 +125,7 @@ class Trainer:
                 f"{path} is the end of a training and cannot be continued; start another from it: --init"
             )
         theirs = {**snapshot.provenance, **snapshot.settings, **snapshot.resume.get("settings", {})}
-        if unlike := differences(theirs, {**self.plan.provenance, **self.plan.settings}):
+        if unlike := differences(theirs, {**self.plan.provenance, **self.settings}):
             raise SnapshotError(
                 f"{path} is of another training: {'; '.join(unlike)}. Go on with the options that it was started with"
             )
@@ -143,19 +149,33 @@ class Trainer:
     ) -> Snapshot:
         """Train to the end of the schedule; checkpoints go to `last.pt` and, at the end, `final.pt`.
 
-        stop: whether to end after this step with a checkpoint. Raises Stopped then, Starved with a checkpoint too;
-        SnapshotError if a checkpoint cannot be written.
+        stop: whether to end after this step with a checkpoint; the wish of one of several processes is enough. Raises
+        Stopped then, Starved and ProcessLost with a checkpoint too; SnapshotError if a checkpoint cannot be written.
         """
+        try:
+            self._scheduled(data, validation, monitors, stop)
+        except RuntimeError as e:
+            if not self.machine.lost_by(e):
+                raise
+            self._save()
+            raise ProcessLost(
+                f"a process of the training ended: {_last_line(e)}; {self._way_on(sure=self.machine.leads)}"
+            ) from e
+        return self._finished(data)
+
+    def _scheduled(
+        self, data: DataSet, validation: DataSet | None, monitors: Sequence[Monitor], stop: Callable[[], bool]
+    ) -> None:
         plan, leads = self.plan, self.machine.leads
         current = torch.tensor(plan.stage(self.progress)).share_memory_()  # type: ignore[no-untyped-call]
-        source = self._fed(self._loaded(self._batches(data, [stage for _, stage in plan.stages], current)))
+        source = self._loaded(self._batches(data, [stage for _, stage in plan.stages], current))
         if self.machine.processes > 1:
             self.model = DistributedDataParallel(self.model)
         saved = validated = self.seconds
         before = self.clock()
         while self.progress < 1:
             current.fill_(plan.stage(self.progress))
-            batches = tuple(islice(source, plan.accumulate))
+            batches = self._next(source)
             loss = self.step(batches)
             now = self.clock()
             passed, stopped = self.machine.agreed(now - before, stop())
@@ -164,23 +184,19 @@ class Trainer:
                 status = self._status(loss, batches[0].inputs.shape[-1])
                 for monitor in monitors:
                     monitor.stepped(status)
-            if leads and (stopped or self.seconds - saved >= plan.save_every_s):
-                self.snapshot().write(self.out / "last.pt")
+            if stopped or self.seconds - saved >= plan.save_every_s:
+                self._save()
                 saved = self.seconds
             if stopped:
-                raise Stopped(
-                    f"stopped after {self.seconds / 60:.1f} of {plan.minutes:g} minutes; {self.out / 'last.pt'} holds "
-                    "the training: go on with --resume and the same options"
-                )
+                self.machine.wait()  # torchrun ends all processes when the first one has ended
+                raise Stopped(f"stopped after {self.seconds / 60:.1f} of {plan.minutes:g} minutes; {self._way_on()}")
             if leads and validation and self.seconds - validated >= plan.validate_every_s:
                 with contextlib.suppress(_StopAsked):
                     figures = self.validate(_until(stop, validation))
                     shown = pictures(self.averaged, batches[0])
                     for monitor in monitors:
                         monitor.validated(status, figures, shown)
-                validated = self.seconds
-        del source
-        return self._finished(data)
+                validated, before = self.seconds, self.clock()
 
     def step(self, batches: Sequence[Batch]) -> float:
         """One update, and the batches' loss after the initial clicks. A gradient that is not finite changes nothing.
@@ -240,13 +256,14 @@ class Trainer:
             "passes": self.passes,
             "steps": self.steps,
             "seed": plan.seed,
+            "processes": self.machine.processes,
             "stages": [[start, *stage] for start, stage in plan.stages],
         }
         weights = {name: value.clone().contiguous() for name, value in self.averaged.state_dict().items()}
         resume = None
         if not finished:
             resume = {
-                "settings": plan.settings,
+                "settings": self.settings,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -263,8 +280,10 @@ class Trainer:
         if self.machine.leads:
             stage = plan.stages[-1][1]._replace(size=plan.geometry.crop.size)
             count = -(-min(plan.norm_crops, self.passes) // stage.batch)
-            clicking = Clicking(self.averaged, plan.geometry)
-            norms.reestimate(clicking, islice(self._fed(iter(self._batches(data, [stage]))), count), plan)
+            measured = copy.deepcopy(self.averaged)  # a checkpoint that is written meanwhile needs those it had
+            batches = islice(self._fed(iter(self._batches(data, [stage]))), count)
+            norms.reestimate(Clicking(measured, plan.geometry), batches, plan)
+            self.averaged.load_state_dict(measured.state_dict())
         final = self.snapshot(finished=True)
         if self.machine.leads:
             final.write(self.out / "final.pt")
@@ -292,21 +311,47 @@ class Trainer:
         with deaths_of_children_unheard():
             return iter(loader)
 
+    def _next(self, source: Iterator[Batch]) -> list[Batch]:
+        """The batches of a step. Raises Starved in all processes if one of them has none: a worker of it was killed,
+        the photographs are out of its reach.
+        """
+        batches: list[Batch] = []
+        failure: Exception | None = None
+        try:
+            batches = [next(source) for _ in range(self.plan.accumulate)]
+        except Exception as e:  # of photographs, of decoders, of memory, of worker processes
+            failure = e
+        if self.machine.any(failure is not None):
+            problem = next(filter(None, self.machine.told(_last_line(failure) if failure else "")))
+            self._save()
+            self.machine.wait()
+            raise self._starved(problem) from failure
+        return batches
+
     def _fed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches. Raises Starved if there are no more: a worker was killed, the photographs are out of reach."""
+        """The batches, for the first process alone. Raises Starved if there are no more."""
         while True:
             try:
                 batch = next(batches)
-            except Exception as e:  # of photographs, of decoders, of memory, of worker processes
-                last = self.out / "last.pt"
-                if self.machine.leads and self.steps:
-                    self.snapshot().write(last)
-                kept = f"{last} holds the training: go on with --resume and the same options"
-                *_, problem = (str(e).strip() or type(e).__name__).splitlines()
-                raise Starved(
-                    f"no batch can be prepared: {problem}; {kept if last.exists() else 'nothing was trained yet'}"
-                ) from e
+            except Exception as e:
+                self._save()
+                raise self._starved(_last_line(e)) from e
             yield batch
+
+    def _starved(self, problem: str) -> Starved:
+        return Starved(f"no batch can be prepared: {problem}; {self._way_on()}")
+
+    def _save(self) -> None:
+        """Write a checkpoint, in the process that writes, if there is anything to keep."""
+        if self.machine.leads and self.steps:
+            self.snapshot().write(self.out / "last.pt")
+
+    def _way_on(self, *, sure: bool = True) -> str:
+        """For people, what is left of a training that ends now. sure: that its checkpoint was written."""
+        if not self.steps:
+            return "nothing was trained yet"
+        holds = "holds the training" if sure else "may hold the training"
+        return f"{self.out / 'last.pt'} {holds}: go on with --resume and the same options"
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         """Gradients of all but a step's last batch stay in their process."""
@@ -341,6 +386,11 @@ class Trainer:
             else:
                 mine[name].copy_(value)
         torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def _last_line(error: Exception) -> str:
+    *_, line = (str(error).strip() or type(error).__name__).splitlines()
+    return line
 
 
 def _until(stop: Callable[[], bool], targets: Iterable[Target]) -> Iterator[Target]:

@@ -1,4 +1,7 @@
-"""What a training runs on: it decides how fast, and but for rounding not what it gives."""
+"""What a training runs on: it decides how fast, and but for rounding not what it gives.
+
+The number of processes is more than that: each has batches of its own, and a step learns from all of them.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,17 @@ class DeviceError(IogError):
     """A device that is not there."""
 
 
+class ProcessLost(IogError):
+    """One of the processes of a training has ended, and the others cannot go on without it."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """A device, and the place of this process among those that `torchrun` started.
 
     arithmetic: of the convolutions: torch.float32, torch.bfloat16, or torch.float16 with scaled gradients.
     workers: processes that prepare batches. rank: from 0 to `processes` - 1; the first one writes files and validates.
+    neighbours: how many of these processes share the computer with this one, itself among them.
     """
 
     device: torch.device = CPU
@@ -33,18 +41,46 @@ class Machine:
     workers: int = 1
     rank: int = 0
     processes: int = 1
+    neighbours: int = 1
 
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes files, validates and tells the user."""
         return self.rank == 0
 
-    def agreed(self, *values: float) -> tuple[float, ...]:
-        """The first process's values, in all processes: each has a clock of its own, and one alone must count."""
+    def agreed(self, seconds: float, wish: bool) -> tuple[float, bool]:
+        """In all processes, the first one's seconds (each has a clock of its own) and whether any of them has a wish.
+
+        seconds: not negative.
+        """
+        seconds, wished = self._largest(seconds if self.leads else 0.0, wish)
+        return seconds, bool(wished)
+
+    def any(self, wish: bool) -> bool:
+        """Whether one of the processes has this wish; they wait for each other."""
+        return bool(*self._largest(wish))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self._largest(0.0)
+
+    def told(self, text: str) -> list[str]:
+        """What the processes have to say to each other, in their order."""
+        if self.processes == 1:
+            return [text]
+        texts: list[str] = [""] * self.processes
+        distributed.all_gather_object(texts, text)
+        return texts
+
+    def lost_by(self, error: RuntimeError) -> bool:
+        """Whether it says that another process does not answer any more: gloo's errors have no type of their own."""
+        return self.processes > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error).lower())
+
+    def _largest(self, *values: float) -> tuple[float, ...]:
         if self.processes == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        distributed.broadcast(tensor, src=0)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return tuple(tensor.tolist())
 
 
@@ -80,9 +116,14 @@ def native_arithmetic(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else torch.float32
 
 
-def default_workers(device: torch.device, processes: int) -> int:
+def default_workers(device: torch.device, neighbours: int) -> int:
     """As many as keep the device busy: a GPU takes what all cores prepare; a CPU's cores belong to the network."""
-    return max((os.cpu_count() or 1) // processes - 1, 1) if device.type == "cuda" else 1
+    return max(default_threads(neighbours) - 1, 1) if device.type == "cuda" else 1
+
+
+def default_threads(neighbours: int) -> int:
+    """A process's share of the computer's cores. neighbours: processes of the training on it."""
+    return max((os.cpu_count() or 1) // neighbours, 1)
 
 
 @contextmanager
@@ -103,6 +144,7 @@ def joined(device: str, arithmetic: torch.dtype | None, workers: int | None) -> 
         workers=workers if workers is not None else default_workers(found, neighbours),
         rank=rank,
         processes=processes,
+        neighbours=neighbours,
     )
     if processes == 1:
         yield machine

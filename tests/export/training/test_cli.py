@@ -1,3 +1,5 @@
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,13 +93,13 @@ def test_interrupted_at_the_end_it_keeps_what_it_wrote_and_evaluates_no_more(fol
     monkeypatch.setattr(cli, "summarize", summarized)
     if moment == "while the norms are measured":
         monkeypatch.setattr(norms, "reestimate", lambda *arguments: signal.raise_signal(signal.SIGINT))
-    out = tmp_path / "run"
+    out = tmp_path / "[run]"  # no markup
     options = ["--out", str(out), "--minutes", "0.0001", *TINY, "--workers", "0", "--device", "cpu"]
     result = CliRunner().invoke(train, [str(folder), *options])
     assert result.exit_code == 130
     assert f"wrote {out / 'final.pt'}" in result.output
     assert evaluated == ([] if moment == "while the norms are measured" else [2])
-    assert ("final.pt is complete" in result.output) == bool(evaluated)
+    assert (f"{out / 'final.pt'} is complete" in result.output) == bool(evaluated)
     assert Snapshot.read(out / "final.pt").resume is None
 
 
@@ -106,6 +108,19 @@ def test_the_figures_at_the_end_are_of_a_bounded_number_of_objects(folder, tmp_p
     options = ["--out", str(tmp_path / "run"), "--minutes", "0.0001", *TINY, "--workers", "0", "--device", "cpu"]
     result = CliRunner().invoke(train, [str(folder), *options], catch_exceptions=False)
     assert "on 1 of 2 objects; for all, and more figures: iog export --checkpoint" in result.output
+
+
+def test_the_figures_at_the_end_count_what_was_measured_and_name_sets_as_they_are(folder, tmp_path):
+    (folder / "shapes").rename(folder / "[shapes]")
+    for name in ("train", "val"):
+        listed = folder / f"{name}.txt"
+        listed.write_text(listed.read_text().replace("shapes", "[shapes]"))
+    image = folder / "[shapes]" / "images" / "7.jpg"
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    options = ["--out", str(tmp_path / "run"), "--minutes", "0.0001", *TINY, "--workers", "0", "--device", "cpu"]
+    result = CliRunner().invoke(train, [str(folder), *options], catch_exceptions=False)
+    assert "on 1 of 2 objects; for all" in result.output
+    assert "[shapes]" in result.output
 
 
 def started(arguments: list[str]) -> subprocess.Popen[str]:
@@ -138,11 +153,16 @@ def test_stopped_and_then_killed_it_keeps_its_last_checkpoint(folder, tmp_path):
     assert after["steps"] == before["steps"] >= 1
 
 
+def launched(folder: Path, out: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(LAUNCHED), str(out)]
+    arguments = [str(folder), "--device", "cpu", *TINY, *options]
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, *launch, *arguments], capture_output=True, text=True, env=environment)
+
+
 def test_two_processes_of_torchrun_train_one_network(folder, tmp_path):
     out = tmp_path / "run"
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(LAUNCHED), str(out)]
-    options = ["--minutes", "1", "--accumulate", "2", "--device", "cpu", *TINY]
-    done = subprocess.run([sys.executable, *launch, str(folder), *options], capture_output=True, text=True)
+    done = launched(folder, out, "--minutes", "1", "--accumulate", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("filled box") == 1
     assert "2 processes" in " ".join(done.stderr.split())
@@ -153,7 +173,30 @@ def test_two_processes_of_torchrun_train_one_network(folder, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one["parameters"], other["parameters"], strict=True))
     assert not torch.equal(one["first_batch"], other["first_batch"])
     assert len(list((out / "tensorboard").iterdir())) == 1
-    assert Snapshot.read(out / "final.pt").provenance["passes"] == one["passes"]
+    provenance = Snapshot.read(out / "final.pt").provenance
+    assert (provenance["passes"], provenance["processes"]) == (one["passes"], 2)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "expected"),
+    [
+        ("stop", "Stopped: stopped after 0.5 of 5 minutes; {last} holds the training: go on with --resume"),
+        ("starve", "Starved: no batch can be prepared: .*DataLoader worker .*; {last} holds the training: go on with"),
+        ("die", "ProcessLost: a process of the training ended: .*; {last} holds the training: go on with --resume"),
+    ],
+    ids=["stop", "starve", "die"],
+)
+def test_what_befalls_one_process_ends_all_of_them_with_a_checkpoint(folder, tmp_path, trouble, expected):
+    out = tmp_path / "run"
+    done = launched(folder, out, "--minutes", "5", TROUBLE=trouble)
+    assert done.returncode != 0
+    message = re.compile("True " + expected.format(last=re.escape(str(out / "last.pt"))))
+    for rank in (0,) if trouble == "die" else (0, 1):
+        assert message.match((out / f"{rank}.txt").read_text()), done.stderr
+    resume = Snapshot.read(out / "last.pt").resume
+    assert resume is not None
+    assert (resume["steps"], resume["settings"]["processes"]) == (1, 2)
+    assert not (out / "final.pt").exists()
 
 
 @pytest.mark.parametrize("name", ["shapes/2", "shapes/2-2"])

@@ -306,6 +306,58 @@ def test_validations_are_shown_with_pictures_and_kept_in_the_history(plan: Plan,
     assert list(trainer.history[0]["shapes"]["iou"]) == [3, 4, 5]
 
 
+def test_validations_take_nothing_of_the_time_to_train_however_long_they_are(plan: Plan, shapes_data, tmp_path):
+    now = 0.0
+
+    class Timed(Trainer):
+        def step(self, batches):
+            nonlocal now
+            now += 10
+            return super().step(batches)
+
+    class Slow(Watcher):
+        def validated(self, *shown):
+            nonlocal now
+            now += 1000
+            super().validated(*shown)
+
+    watcher = Slow()
+    trainer = Timed(replace(plan, validate_every_s=20.0), tmp_path, clock=lambda: now)
+    trainer.run(shapes_data, shapes_data.only(shapes_data.items[:1]), [watcher])
+    assert (watcher.steps, trainer.seconds) == ([1, 2, 3, 4, 5, 6], 60)
+    assert len(watcher.validations) == 3
+
+
+def test_photographs_that_are_gone_at_the_end_leave_a_checkpoint_with_the_statistics_it_had(plan, shapes, tmp_path):
+    root, names = shapes
+    before = {}
+
+    class Remover(Watcher):
+        def stepped(self, status):
+            if status.steps == 3:
+                before.update({name: value.clone() for name, value in trainer.averaged.state_dict().items()})
+                for path in (root / "shapes" / "images").iterdir():
+                    path.unlink()
+
+    trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
+    with pytest.raises(Starved, match=r"last\.pt holds the training"):
+        trainer.run(DataSet.open(Folders(root, names)), monitors=[Remover()])
+    weights = Snapshot.read(tmp_path / "last.pt").weights
+    assert all(torch.equal(value, before[name]) for name, value in weights.items())
+
+
+def test_another_number_of_processes_is_another_training(plan: Plan, tmp_path):
+    last = tmp_path / "last.pt"
+    two = Trainer(plan, tmp_path, Machine(processes=2, rank=1))
+    Trainer(plan, tmp_path).snapshot().write(last)
+    with pytest.raises(SnapshotError, match="processes is 1 there and 2 here"):
+        two.resumed(last)
+    contents = torch.load(last, weights_only=True)
+    assert contents["provenance"].pop("processes") == contents["resume"]["settings"].pop("processes") == 1
+    torch.save(contents, last)  # as it was before checkpoints told
+    assert two.resumed(last).steps == 0
+
+
 def test_the_end_measures_batch_norms_on_what_is_deployed(plan: Plan, shapes_data, tmp_path, monkeypatch):
     plan = replace(plan, stages=((0.0, Stage(96, 2, 0.25)),))
     trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())

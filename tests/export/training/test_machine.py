@@ -1,6 +1,15 @@
 import pytest
 import torch
-from iog_export.training.machine import DeviceError, Machine, default_workers, find_device, native_arithmetic
+from iog_export.training.machine import (
+    DeviceError,
+    Machine,
+    default_threads,
+    default_workers,
+    find_device,
+    joined,
+    native_arithmetic,
+)
+from torch import distributed
 
 CPU = torch.device("cpu")
 
@@ -50,5 +59,28 @@ def test_a_gpu_takes_what_the_cores_prepare(monkeypatch):
     assert default_workers(CPU, 1) == 1
 
 
+def test_cores_are_divided_among_the_processes_of_one_computer(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    for name, value in {"WORLD_SIZE": 4, "RANK": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "init_process_group", lambda *arguments, **options: None)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    with joined("cpu", None, None) as machine:
+        assert (machine.rank, machine.processes, machine.neighbours) == (2, 4, 2)
+        assert default_threads(machine.neighbours) == 8
+    assert default_threads(32) == 1
+
+
+def test_an_error_of_ones_own_is_no_lost_process():
+    closed = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+    assert Machine(processes=2).lost_by(closed)
+    assert Machine(processes=2).lost_by(distributed.DistBackendError("NCCL error"))
+    assert not Machine(processes=2).lost_by(torch.OutOfMemoryError("out of memory"))
+    assert not Machine().lost_by(closed)
+
+
 def test_one_process_agrees_with_itself():
     assert Machine().agreed(1.5, True) == (1.5, True)
+    assert Machine().any(True)
+    assert not Machine().any(False)
+    assert Machine().told("nothing new") == ["nothing new"]
