@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from iog.bundle import NAME
+from iog.bundle import NAME, check_target
 from iog.cli.values import Number
 from iog.guidance import GuidanceSpec
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from .accuracy import Items, open_objects
@@ -172,6 +173,7 @@ def export(
         )
     if out.exists() and not force:
         raise click.BadParameter(f"{out} exists; choose another directory or pass --force", param_hint="--out")
+    check_target(out, replace=force)
     for asked, ranges in (("--precision int8", precision == "int8"), ("--features uint8", features == "uint8")):
         if ranges and checkpoint and not calibration:
             raise click.UsageError(f"{asked} needs --calibration DATA: photographs with object masks")
@@ -265,17 +267,19 @@ def export(
     megabytes = sum(f.stat().st_size for f in out.rglob("*")) / 1e6
     macs = ", ".join(f"{n} {g.macs / 1e9:.2f}" for n, g in manifest.graphs.items())
     console.print(
-        f"[green]wrote[/] {out}: {manifest.kind} bundle {manifest.name!r}, {megabytes:.1f} MB, GMAC: {macs}\n"
+        f"[green]wrote[/] {escape(str(out))}: {manifest.kind} bundle {manifest.name!r}, {megabytes:.1f} MB, "
+        f"GMAC: {macs}\n"
         f"proved on {len(proof.cases)} prompts: logits within {proof.max_logit_error:.1e} of their standard deviation "
-        f"(tolerance {proof.logit_tolerance:g}), {proof.mask_disagreement:.1e} of mask pixels differ at most"
+        f"(tolerance {proof.logit_tolerance:g}), {proof.mask_disagreement:.1e} of mask pixels differ at most",
+        soft_wrap=True,
     )
     if proof.quantization:
         kept = proof.quantization.kept_float
-        console.print(f"left in float: {', '.join(kept) or 'nothing that can be int8'}")
+        console.print(f"left in float: {', '.join(kept) or 'nothing that can be int8'}", markup=False)
     if proof.accuracy:
         a = proof.accuracy
         shares = ", ".join(f"{a.iou[n]:.4f} after {n} clicks (torch {a.torch[n]:.4f})" for n in a.iou)
-        console.print(f"mean IoU on {a.objects} objects of {a.data}: {shares}")
+        console.print(f"mean IoU on {a.objects} objects of {a.data}: {shares}", markup=False)
 
 
 _APIS: Mapping[str, Literal["tensorrt", "tensorrt_rtx"]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -301,5 +305,5 @@ def _tracked(status: Status, items: Items, what: str) -> Iterator[Any]:
 
 def _show(console: Console, status: Status, step: str) -> None:
     if not console.is_terminal:
-        console.print(step)
-    status.update(step)
+        console.print(step, markup=False)
+    status.update(escape(step))

@@ -27,6 +27,7 @@ from iog.bundle import (
     Proof,
     Provenance,
     Quantization,
+    check_target,
     write_bundle,
 )
 from iog.crop import CropSpec
@@ -101,8 +102,9 @@ def export_bundle(
     """Write the bundle of a network into directory `out`, if it is proved on all photographs.
 
     progress: is told what is done next; track: shows how far that is.
-    Raises CalibrationError, ProofFailed, BundleError, BackendError; then nothing is written.
+    Raises CalibrationError, DataError, ProofFailed, BundleError, BackendError; then nothing is written.
     """
+    check_target(out, replace=replace)
     if plan.engines:
         target(plan.engines)  # not after minutes of other work
     network = network.float().eval()
@@ -186,7 +188,7 @@ def _accuracy(network: IOG, bundle: Bundle, name: str, objects: DataSet, track: 
     found = deployed_ious(bundle, objects, track, "mean IoU of the bundle")
     segment = torch_segmenter(network, bundle.crop, bundle.guidance, bundle.manifest.threshold)
     expected = mean_ious(segment, objects, track, "mean IoU of the torch network")
-    return Accuracy(data=name, objects=len(objects), iou=found, torch=expected)
+    return Accuracy(data=name, objects=found.objects, iou=found.iou, torch=expected.iou)
 
 
 def _kind(network: IOG) -> Literal["split", "single"]:

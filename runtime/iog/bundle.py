@@ -308,6 +308,24 @@ def read_manifest(root: Path) -> tuple[Manifest, str]:
         raise BundleError(f"{path}: {where}: {first['msg']} ({e.error_count()} problems in all)") from e
 
 
+def check_target(root: Path, *, replace: bool = False) -> None:
+    """Look for what would keep `write_bundle` from putting a bundle there, before the work of making one.
+
+    Raises BundleError if `root` exists and `replace` is not asked, or `root` is no bundle, or nothing can be written
+    beside it.
+    """
+    root = root.resolve()
+    if root.exists() and not replace:
+        raise BundleError(f"{root} exists; choose another directory or pass --force to replace it")
+    if root.exists() and not (root.is_dir() and ((root / MANIFEST).exists() or not any(root.iterdir()))):
+        raise BundleError(f"{root} exists and is no bundle; it is left as it is: choose another directory")
+    beside = next(parent for parent in root.parents if parent.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{root.name}.", dir=beside))
+    except OSError as e:
+        raise BundleError(f"{root} cannot be written: {beside}: {e.strerror}; choose another directory") from e
+
+
 def write_bundle(
     root: Path,
     manifest: Manifest,
@@ -320,14 +338,10 @@ def write_bundle(
     """Write a bundle, all of it or nothing: into a directory beside `root` that is renamed when it has been read back.
 
     engines: by the names that the manifest has for their files.
-    Raises BundleError if `root` exists and `replace` is not asked, or `root` is no bundle, or the manifest does not
-    describe the graphs.
+    Raises BundleError as `check_target` does, or if the manifest does not describe the graphs.
     """
+    check_target(root, replace=replace)
     root = root.resolve()
-    if root.exists() and not replace:
-        raise BundleError(f"{root} exists; choose another directory or pass --force to replace it")
-    if root.exists() and not (root.is_dir() and ((root / MANIFEST).exists() or not any(root.iterdir()))):
-        raise BundleError(f"{root} exists and is no bundle; it is left as it is: choose another directory")
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from click.testing import CliRunner, Result
 from iog import Box, Point, Predictor, Prompt
 from iog.bundle import Bundle
+from iog.errors import BundleError
 from iog.image import Image
 from iog_export import verify
 from iog_export.checkpoint import CheckpointError
-from iog_export.cli import export
+from iog_export.cli import _show, export
 from iog_export.networks import IOG, NetworkSpec, randomize
 from iog_export.unsplit import unsplit
 from iog_export.verify import PHOTOGRAPHS, reference_logits
+from rich.console import Console
 
 SMALL = ["--backbone", "resnet18", "--width", "32", "--size", "128"]
 CHELSEA = str(PHOTOGRAPHS / "chelsea.jpg")
@@ -79,8 +82,11 @@ def test_the_bundle_can_be_put_together_again(checkpoint: Path, exported: Path) 
 
 
 def test_half_precision_takes_half_the_space_and_nearly_the_same_masks(checkpoint: Path, exported: Path) -> None:
-    out = exported.parent / "half"
-    assert run("--checkpoint", str(checkpoint), *SMALL, "--precision", "fp16", "--out", str(out)).exit_code == 0
+    out = exported.parent / "[half]"
+    options = ["--precision", "fp16", "--name", "half", "--out", str(out)]
+    result = run("--checkpoint", str(checkpoint), *SMALL, *options)
+    assert result.exit_code == 0
+    assert f"wrote {out}: " in result.output  # no markup
     assert (out / "encoder.onnx").stat().st_size < 0.55 * (exported / "encoder.onnx").stat().st_size
     with Predictor.open(exported) as full, Predictor.open(out) as half:
         a, b = full.segment(CHELSEA, PROMPT), half.segment(CHELSEA, PROMPT)
@@ -118,6 +124,29 @@ def test_a_failed_proof_writes_nothing_and_says_which_tensor(
     assert isinstance(result.exception, verify.ProofFailed)
     assert re.search(message, str(result.exception))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_reported_is_shown_as_it_is(terminal: bool) -> None:
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=terminal, width=200, highlight=False, _environ={})
+    step = "the engines could not be proved here: [/usr/lib/libcuda.so.1] is missing [red]"
+    with console.status("loading") as status:
+        _show(console, status, step)
+    assert step in shown.getvalue()
+
+
+@pytest.mark.parametrize(("held", "message"), [("thesis.tex", "is no bundle"), ("x", "cannot be written: .*Not a dir")])
+def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(
+    held: str, message: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iog_export.cli.IOG", None)
+    (tmp_path / held).write_text("years of work")
+    out = tmp_path / held / "small" if held == "x" else tmp_path
+    result = run("--checkpoint", str(checkpoint), *SMALL, "--force", "--name", "small", "--out", str(out))
+    assert isinstance(result.exception, BundleError)
+    assert re.search(message, str(result.exception))
+    assert [path.name for path in tmp_path.iterdir()] == [held]
 
 
 def test_an_existing_bundle_is_replaced_only_when_asked(checkpoint: Path, exported: Path) -> None:

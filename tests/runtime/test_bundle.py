@@ -1,12 +1,13 @@
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from iog.bundle import Bundle, Manifest, read_manifest, write_bundle
+from iog.bundle import Bundle, Manifest, check_target, read_manifest, write_bundle
 from iog.crop import CropSpec
 from iog.errors import BundleError, BundleVersionError
 from iog.guidance import GuidanceSpec
@@ -187,6 +188,28 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, split_bundle: Path)
     assert (home / "thesis.tex").read_text() == "years of work"
     write_bundle(empty, opened.manifest, opened.graphs, "card", replace=True)
     Bundle.open(empty)
+
+
+def test_a_place_where_nothing_can_be_written_is_known_before_a_bundle_is_made(
+    tmp_path: Path, split_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    for root in (tmp_path / "new", tmp_path / "some" / "where" / "new"):
+        check_target(root)
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(BundleError, match=r"cannot be written: .*file: Not a directory; choose another"):
+        check_target(tmp_path / "file" / "new")
+    with pytest.raises(BundleError, match="exists; choose another"):
+        check_target(split_bundle)
+    with pytest.raises(BundleError, match="is no bundle; it is left as it is"):
+        check_target(tmp_path, replace=True)
+
+    def refuse(**options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(BundleError, match=f"cannot be written: {tmp_path}: Permission denied"):
+        check_target(tmp_path / "some" / "where" / "new")
 
 
 def test_a_link_to_a_bundle_keeps_pointing_at_it(bundle: Path, split_bundle: Path) -> None:
