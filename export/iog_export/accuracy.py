@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from iog.backends.ort import OrtBackend
 from iog.bundle import Bundle
 from iog.predictor import Predictor
 
-from .datasets import DataSet, Layout
+from .datasets import DataError, DataSet, Layout
 from .evaluation import protocol
 from .evaluation.measure import Deployed
 from .evaluation.objects import representative, spread, uncounted
@@ -27,6 +28,18 @@ class Items(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class MeanIoU:
+    """After each of CLICKS clicks, over so many objects: those whose photographs could be decoded."""
+
+    objects: int
+    iou: dict[int, float]
+
+    def lost_by(self, other: MeanIoU) -> float:
+        """How much lower the other one's are, at most."""
+        return max(self.iou[count] - other.iou[count] for count in self.iou)
+
+
 class Track(Protocol):
     """Passes on items and shows how far it is."""
 
@@ -39,26 +52,32 @@ def untracked(items: Items, what: str) -> Iterable[Any]:
 
 
 def open_objects(layout: Layout, count: int | None, warn: Callable[[str], None] = lambda line: None) -> DataSet:
-    """The objects that evaluations count, at most `count`, evenly. warn: is told what is left out. Raises DataError."""
+    """The objects that evaluations count and whose photographs can be decoded: at most `count`, evenly.
+
+    warn: is told what is left out. Raises DataError.
+    """
     found = DataSet.open(layout)
     items = representative(found.items)
-    for line in (*found.warnings(), *uncounted(found.items)):
+    readable = found.only(spread(items, count or len(items))).readable()
+    for line in (*readable.warnings(), *uncounted(found.items)):
         warn(line)
-    return found.only(spread(items, count or len(items)))
+    return readable
 
 
-def mean_ious(
-    segment: Segmenter, objects: DataSet, track: Track = untracked, what: str = "mean IoU"
-) -> dict[int, float]:
-    """Mean IoU of a segmenter's masks after each of CLICKS clicks; the box is two of them."""
+def mean_ious(segment: Segmenter, objects: DataSet, track: Track = untracked, what: str = "mean IoU") -> MeanIoU:
+    """Mean IoU of a segmenter's masks after each of CLICKS clicks; the box is two of them.
+
+    Raises DataError if no photograph can be decoded.
+    """
     draw = protocol.Protocol(clicks=CLICKS[-1])
     tracks = [annotate(segment, target, draw.opening(target), draw.clicks).ious for target in track(objects, what)]
-    return {count: float(np.mean([ious[count - 3] for ious in tracks])) for count in CLICKS}
+    if not tracks:
+        objects.readable()  # says why
+        raise DataError(f"none of {len(objects)} objects could be measured: their photographs were out of reach")
+    return MeanIoU(len(tracks), {count: float(np.mean([ious[count - 3] for ious in tracks])) for count in CLICKS})
 
 
-def deployed_ious(
-    bundle: Bundle, objects: DataSet, track: Track = untracked, what: str = "mean IoU"
-) -> dict[int, float]:
+def deployed_ious(bundle: Bundle, objects: DataSet, track: Track = untracked, what: str = "mean IoU") -> MeanIoU:
     """The same of a bundle, on ONNX Runtime."""
     with Predictor(bundle, OrtBackend()) as predictor:
         return mean_ious(Deployed(predictor), objects, track, what)

@@ -30,7 +30,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from .accuracy import Track, deployed_ious, mean_ious
+from .accuracy import MeanIoU, Track, deployed_ious, mean_ious
 from .datasets import DataSet
 from .evaluation.measure import Deployed
 from .evaluation.objects import spread
@@ -54,6 +54,7 @@ class CalibrationError(IogError):
 class Calibration:
     """Objects to quantize by: every second one gives ranges, the others are where losses are measured.
 
+    objects: all of them in photographs that can be decoded, as those of `open_objects` are.
     max_loss: of mean IoU, after three clicks and after five. Raises CalibrationError for fewer than MIN_OBJECTS.
     """
 
@@ -121,7 +122,7 @@ def quantize(
     shown = record(bundle, objects.only(spread(objects.items, DAMAGE_OBJECTS)), track)
     damage = quantizer.damage(shown, math.log(manifest.threshold / (1 - manifest.threshold)), track)
 
-    def ious(changed: Mapping[str, onnx.ModelProto]) -> dict[int, float]:
+    def ious(changed: Mapping[str, onnx.ModelProto]) -> MeanIoU:
         data = {name: model.SerializeToString() for name, model in changed.items()}
         return deployed_ious(replace(bundle, graphs={**bundle.graphs, **data}), objects, track)
 
@@ -129,8 +130,7 @@ def quantize(
     expected = ious({})
 
     def loss(layers: Collection[str]) -> float:
-        found = ious(quantizer.graphs(layers))
-        return max(expected[count] - found[count] for count in expected)
+        return expected.lost_by(ious(quantizer.graphs(layers)))
 
     kept, lost = least_float(damage, loss, calibration.max_loss, progress)
     return quantizer.graphs([layer for layer in damage if layer not in kept]), Quantization(
@@ -149,7 +149,7 @@ def check_loss(
     objects = calibration.judging
     progress(f"measuring mean IoU on {len(objects)} objects")
     expected, found = (deployed_ious(each, objects, track) for each in (exact, bundle))
-    lost = max(expected[count] - found[count] for count in expected)
+    lost = expected.lost_by(found)
     progress(f"{lost:+.4f} of mean IoU lost with uint8 features, {calibration.max_loss:g} allowed")
     if not lost <= calibration.max_loss:
         raise CalibrationError(
@@ -251,7 +251,8 @@ def least_float(
 ) -> tuple[list[str], float]:
     """The layers that must stay float for a loss within `budget`, the most damaging ones first, and the loss then.
 
-    loss: of graphs in which the given layers are int8. Raises CalibrationError if even float graphs lose too much.
+    loss: of graphs in which the given layers are int8. Raises CalibrationError if it is over `budget` even with the
+    least damaging layer alone: the graphs of a bundle in int8 have at least one.
     """
     ranked = sorted(damage, key=lambda layer: -damage[layer])
     found = np.inf

@@ -1,6 +1,7 @@
 """`iog export --precision int8`: which layers become int8 is decided by what they lose."""
 
 import hashlib
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from iog.crop import CropSpec
 from iog.guidance import GuidanceSpec
 from iog.predictor import Predictor
 from iog_export import quantize, to_onnx
-from iog_export.accuracy import open_objects, untracked
+from iog_export.accuracy import MeanIoU, open_objects, untracked
 from iog_export.cli import export
 from iog_export.datasets import DataError, DataSet, open_layout
 from iog_export.export import ExportPlan
@@ -218,17 +219,27 @@ def test_too_few_objects_to_calibrate_on_are_refused(album: Path) -> None:
         Calibration(open_objects(open_layout(album, "val"), None))
 
 
+def test_objects_whose_photographs_cannot_be_decoded_are_not_calibrated_on(album: Path, tmp_path: Path) -> None:
+    shutil.copytree(album, tmp_path / "album")
+    image = tmp_path / "album" / "discs" / "images" / "3.jpg"
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    result = run(*TINY, "--precision", "int8", "--calibration", str(tmp_path / "album"), "--out", str(tmp_path / "x"))
+    assert isinstance(result.exception, CalibrationError)
+    assert "15 objects to calibrate on; expected at least 16" in str(result.exception)
+    assert "skipped discs/3: " in result.output
+
+
 def test_uint8_features_that_lose_too_much_on_other_objects_than_gave_ranges_are_refused(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibration = Calibration(open_objects(open_layout(album, "train"), None))
     measured = []
 
-    def ious(bundle: Bundle, objects: DataSet, track: object) -> dict[int, float]:
+    def ious(bundle: Bundle, objects: DataSet, track: object) -> MeanIoU:
         stored = {t.dtype for t in bundle.manifest.graphs["head"].inputs if t.name != "clicks"}
         assert objects.items == calibration.judging.items
         measured.append(stored)
-        return {3: 0.7, 5: 0.8} if stored == {"float32"} else {3: 0.69, 5: 0.78}
+        return MeanIoU(8, {3: 0.7, 5: 0.8} if stored == {"float32"} else {3: 0.69, 5: 0.78})
 
     monkeypatch.setattr(quantize, "deployed_ious", ious)
     arguments = ["--features", "uint8", "--calibration", str(album), "--max-loss", "1", "--out", str(tmp_path / "x")]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,8 +21,9 @@ from iog.errors import BackendError, BackendUnavailable, BundleError
 from iog_export import tensorrt
 from iog_export.accuracy import untracked
 from iog_export.cli import export
+from iog_export.networks import IOG, NetworkSpec
 from iog_export.quantize import Sample, record
-from iog_export.tensorrt import EnginePlan, build, build_engines, to_half, to_symmetric_int8
+from iog_export.tensorrt import EnginePlan, build, build_engines, prove_engines, to_half, to_symmetric_int8
 from iog_export.verify import PHOTOGRAPHS, cases
 from onnx import numpy_helper
 
@@ -130,6 +132,32 @@ def test_engines_are_stored_under_the_gpu_and_version_that_they_fit(exported: Pa
     }
     for stored in engines.graphs.values():
         assert len(bundle.engine(stored)) == (exported / stored.file).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("precision", "sha256", "judged"),
+    [("int8", "0" * 64, "int8"), ("int8", None, "random-int8"), ("fp16", None, "fp16")],
+)
+def test_engines_in_int8_are_excused_only_for_random_weights(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, precision: str, sha256: str | None, judged: str
+) -> None:
+    bundle = Bundle.open(exported)
+    engine = bundle.manifest.engines[0]
+    files = {stored.file: bundle.engine(stored) for stored in engine.graphs.values()}
+    provenance = bundle.manifest.provenance.model_copy(update={"checkpoint_sha256": sha256})
+    engines = (engine.model_copy(update={"precision": precision}),)
+    manifest = bundle.manifest.model_copy(update={"provenance": provenance, "engines": engines})
+    asked = []
+
+    def prove(network: object, bundle: Bundle, cases: object, backend: object, tolerance: str) -> list[Any]:
+        asked.append(tolerance)
+        return [("chelsea", 0.1, 0.0)]
+
+    monkeypatch.setattr(tensorrt, "prove", prove)
+    monkeypatch.setattr(tensorrt, "TrtBackend", lambda **options: None)
+    network = IOG(NetworkSpec("resnet18", width=8))
+    assert prove_engines(network, manifest, bundle.graphs, files, []).max_logit_error == 0.1
+    assert asked == [judged]
 
 
 def test_an_engine_that_was_changed_is_refused(exported: Path, tmp_path: Path) -> None:

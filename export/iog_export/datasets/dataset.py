@@ -129,6 +129,24 @@ class DataSet:
         """The same photographs, and these of their objects."""
         return DataSet(self._layout, tuple(items), self.skipped, self._resident)
 
+    def readable(self) -> DataSet:
+        """Those whose photographs can be decoded; each is tried. Raises DataError if there are none."""
+        items: list[Item] = []
+        skipped = dict(self.skipped)
+        reason = ""
+        for item in self.items:
+            try:
+                self.photograph(item.name)
+            except DataError as e:
+                skipped[item.name] = reason = str(e)
+            else:
+                items.append(item)
+        if not items:
+            raise DataError(
+                f"none of {len(self)} objects is in a photograph that can be decoded; the last one: {reason}"
+            )
+        return DataSet(self._layout, items, skipped, self._resident)
+
     def photograph(self, name: str) -> Photograph:
         """Decode a photograph, unless it is in memory or was the last one asked for. Raises DataError."""
         if name in self._resident:
