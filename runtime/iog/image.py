@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 MAX_SIDE = 1_000_000  # of what OpenCV encodes as PNG
 # A file of a megabyte may have ten thousand scans, which take minutes. Photographs have ten.
-JPEG, SCAN, MAX_SCANS = b"\xff\xd8", b"\xff\xda", 500
+JPEG, SCAN, EOI, MAX_SCANS = b"\xff\xd8", b"\xff\xda", 0xD9, 500
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # libjpeg skips the bytes of all others, and reads on behind them
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow's many decoders, those that photographs come in
 
 
@@ -33,6 +35,12 @@ class ImageLimits:
     max_bytes: int = 64 * 2**20
     max_pixels: int = 64_000_000
 
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or self.max_pixels < 1:
+            raise ValueError(
+                f"images of at most {self.max_bytes} bytes and {self.max_pixels} pixels; expected 1 or more"
+            )
+
     def check_bytes(self, count: int) -> None:
         """Raise ImageTooLarge if an encoded image of so many bytes is not accepted."""
         if count > self.max_bytes:
@@ -41,7 +49,10 @@ class ImageLimits:
     def check_size(self, size: Size) -> None:
         """Raise ImageTooLarge if an image of this size is not accepted."""
         if size.width * size.height > self.max_pixels:
-            raise ImageTooLarge(f"image of {size} pixels; at most {self.max_pixels:,} are accepted")
+            raise ImageTooLarge(
+                f"image of {size} pixels; at most {self.max_pixels:,} are accepted, unless --max-image-pixels, or "
+                "ImageLimits, says otherwise"
+            )
         if max(size.width, size.height) > MAX_SIDE:
             raise ImageTooLarge(f"image of {size} pixels; at most {MAX_SIDE:,} are accepted on a side")
 
@@ -73,8 +84,10 @@ class Image:
         Raises ImageTooLarge from the header alone, InvalidImage for anything that does not decode completely.
         """
         limits.check_bytes(len(data))
-        if data[:2] == JPEG and data.count(SCAN) > MAX_SCANS and (scans := _scans(data)) > MAX_SCANS:
-            raise InvalidImage(f"JPEG of {scans:,} scans, each of which is decoded over all of it; at most {MAX_SCANS}")
+        if data[:2] == JPEG and data.count(SCAN) > MAX_SCANS and _scans(data) > MAX_SCANS:
+            raise InvalidImage(
+                f"JPEG of over {MAX_SCANS} scans, each of which is decoded over all of it; no photograph has so many"
+            )
         try:
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 limits.check_size(Size(picture.height, picture.width))
@@ -86,8 +99,10 @@ class Image:
         except MemoryError as e:
             raise OutOfMemory(f"no memory to decode an image of {len(data):,} bytes; repeat the request later") from e
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as e:
-            most = limits.max_pixels
-            raise ImageTooLarge(f"image of more pixels than Pillow opens; at most {most:,} are accepted") from e
+            opened = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
+            raise ImageTooLarge(
+                f"image of more than the {opened:,} pixels that Pillow opens; at most {limits.max_pixels:,} are taken"
+            ) from e
         except PIL.UnidentifiedImageError as e:
             raise InvalidImage(f"{len(data):,} bytes that are no image; expected one of {', '.join(FORMATS)}") from e
         except Exception as e:  # decoders raise whatever corrupt bytes lead them to
@@ -140,17 +155,14 @@ def digest_of(data: bytes | memoryview) -> str:
 
 
 def _scans(data: bytes) -> int:
-    """Of a JPEG's picture: behind its end, a film or a map of depths may hold any bytes."""
+    """Of a JPEG's picture, until they are too many: behind its end, a film or a map of depths may hold any bytes."""
     count, at = 0, 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        marker = data[at + 1]
-        if marker == 0xD9:  # the end
+    while count <= MAX_SCANS and (found := _MARKER.search(data, at)):
+        at = found.end()
+        if data[at - 1] == EOI:
             break
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # no segment: entropy-coded bytes, or a marker alone
-            at += 1 if marker == 0xFF else 2
-            continue
-        count += marker == SCAN[1]
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        count += data[at - 1] == SCAN[1]
+        at += int.from_bytes(data[at : at + 2], "big")  # of its segment, these two bytes included
     return count
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,6 +139,7 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, show_envvar=True, help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
     """Click-to-mask with Inside-Outside Guidance: a box and a click inside give a mask, more clicks correct it."""
+    warnings.filterwarnings("ignore", ".*decompression bomb")  # Pillow's: sizes are checked against our limits
 
 
 for _command in (
