@@ -41,7 +41,7 @@ FeatureCache = LRU[FeatureKey, Features]
 
 @dataclass(frozen=True, slots=True)
 class KnownImage:
-    """An image that was decoded once and is held no more: enough for a click on an object whose features are."""
+    """An image that was decoded once, held or not: enough for a click on an object whose features are held."""
 
     digest: str
     size: Size
@@ -63,9 +63,10 @@ class ImageCache(LRU[str, Image]):
         super().put(key, value)
         self._known.put(key, KnownImage(key, value.size))
 
-    def find(self, digest: str) -> Image | KnownImage | None:
-        """The image, or what is known of it."""
-        return self.get(digest) or self._known.get(digest)
+    def find(self, digest: str) -> KnownImage | None:
+        """What is known of an image, which becomes the most recently used one if it is held."""
+        image = self.get(digest)
+        return self._known.get(digest) if image is None else KnownImage(digest, image.size)
 
     def decoded(
         self, data: bytes, digest: str, limits: ImageLimits, deadline: Deadline
@@ -205,18 +206,26 @@ class Predictor:
 
     def _picture(self, source: ImageSource | KnownImage, deadline: Deadline) -> _Picture:
         deadline.check("waiting to be served")
-        if isinstance(source, KnownImage | Image):
-            return _Picture.of(source, isinstance(source, Image))
+        if isinstance(source, KnownImage):
+            return _Picture(source, source.digest in self.images, partial(self._held, source.digest))
+        if isinstance(source, Image):
+            return _Picture.of(source, True)
         if isinstance(source, np.ndarray):
             return _Picture.of(Image.from_array(source), False)
         data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else read_bytes(source, self._limits)
         digest = digest_of(data)
-        found = self.images.find(digest)
-        if isinstance(found, KnownImage):
-            decode = partial(self.images.decoded, data, digest, self._limits, deadline)
-            return _Picture(digest, found.size, False, lambda: decode()[0].pixels)
-        image, how = self.images.decoded(data, digest, self._limits, deadline)
+        decode = partial(self.images.decoded, data, digest, self._limits, deadline)
+        known = self.images.find(digest)
+        if known is not None:
+            return _Picture(known, digest in self.images, lambda: decode()[0])
+        image, how = decode()
         return _Picture.of(image, how == "hit")
+
+    def _held(self, digest: str) -> Image:
+        image = self.images.get(digest)
+        if image is None:
+            raise UnknownImage(digest)
+        return image
 
     def _split(
         self, picture: _Picture, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch
@@ -226,6 +235,7 @@ class Predictor:
             features, how = self.features.get_or_compute(
                 key, lambda: self._encode(picture, crop, clicks, deadline, watch, turn), deadline
             )
+            picture.let_go()
             watch.lap("features")
             run = _HeadRun(features, clicks, watch)
             if how == "miss":  # in the encoder's turn: another first click's encoder would come before this one's mask
@@ -316,31 +326,29 @@ class Predictor:
 
 
 class _Picture:
-    """The image of a request. Its pixels are let go as soon as the network's frame is cut from them.
+    """The image of a request, let go as soon as the network's frame is cut from it, or turns out not to be needed.
 
     Requests wait after that: meanwhile they would keep, beside all budgets, what the cache has evicted.
     """
 
-    def __init__(self, digest: str, size: Size, held: bool, pixels: Callable[[], UInt8Array]) -> None:
-        self.digest = digest
-        self.size = size
+    def __init__(self, known: KnownImage, held: bool, find: Callable[[], Image]) -> None:
+        self.digest = known.digest
+        self.size = known.size
         self.held = held
-        self._pixels: Callable[[], UInt8Array] | None = pixels
+        self._find: Callable[[], Image] | None = find
 
     @classmethod
-    def of(cls, image: Image | KnownImage, held: bool) -> _Picture:
-        def pixels() -> UInt8Array:
-            if isinstance(image, KnownImage):
-                raise UnknownImage(image.digest)
-            return image.pixels
-
-        return cls(image.digest, image.size, held, pixels)
+    def of(cls, image: Image, held: bool) -> _Picture:
+        return cls(KnownImage(image.digest, image.size), held, lambda: image)
 
     def taken(self) -> UInt8Array:
         """(H, W, 3), once."""
-        assert self._pixels is not None
-        pixels, self._pixels = self._pixels, None
-        return pixels()
+        assert self._find is not None
+        find, self._find = self._find, None
+        return find().pixels
+
+    def let_go(self) -> None:
+        self._find = None
 
 
 class _HeadRun(NamedTuple):

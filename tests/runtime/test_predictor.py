@@ -34,6 +34,7 @@ from iog.errors import (
     InvalidImage,
     InvalidPrompt,
     OutOfMemory,
+    UnknownImage,
 )
 from iog.features import FeatureKey, Features
 from iog.guidance import GuidanceSpec
@@ -542,6 +543,27 @@ def test_an_object_that_is_remembered_needs_no_decoded_image(
     moved = Prompt(replace(prompt.box, x1=prompt.box.x1 - 9), prompt.inside)
     assert predictor.segment(one, moved).cache.features == "miss"
     assert predictor.images.find("0" * 64) is None
+
+
+def test_clicks_that_join_an_encoder_hold_no_photograph(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
+    lane = Lane()
+    predictor = Predictor(split, FakeBackend(), images=ImageCache(photo.nbytes), lane=lane)
+    image = Image.decode(png(photo))
+    predictor.images.put(image.digest, image)
+    pixels = weakref.ref(image.pixels)
+    known = predictor.images.find(image.digest)
+    assert known is not None
+    with ThreadPoolExecutor(3) as pool:
+        with lane.turn(Priority.ENCODER, NO_DEADLINE):
+            calls = [pool.submit(predictor.predict, known, prompt) for _ in range(3)]
+            wait_for(lambda: len(lane._waiting) == 1)  # the others wait for it
+            predictor.images.put("another", Image.from_array(photo[:, ::-1]))
+            del image
+            wait_for(lambda: pixels() is None)
+        how = sorted(call.result().cache.features for call in calls)
+    assert how.count("miss") == 1
+    with pytest.raises(UnknownImage):
+        predictor.predict(known, Prompt(prompt.box, Point(prompt.inside.x + 5, prompt.inside.y)))
 
 
 def test_first_clicks_that_wait_hold_no_photograph(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:

@@ -88,7 +88,7 @@ class SegmentationServicer(SegmentationServiceServicer):
         except KeyError:
             raise UnknownModel(name, self._predictors) from None
 
-    def _image(self, request: pb.SegmentRequest) -> Image | KnownImage | bytes:
+    def _image(self, request: pb.SegmentRequest) -> KnownImage | bytes:
         match request.WhichOneof("image"):
             case "digest":
                 image = self._images.find(request.digest)
