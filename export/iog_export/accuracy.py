@@ -57,10 +57,15 @@ def open_objects(layout: Layout, count: int | None, warn: Callable[[str], None] 
     warn: is told what is left out. Raises DataError.
     """
     found = DataSet.open(layout)
-    items = representative(found.items)
-    readable = found.only(spread(items, count or len(items))).readable()
-    for line in (*readable.warnings(), *uncounted(found.items)):
+    for line in (*found.warnings(), *uncounted(found.items)):
         warn(line)
+    items = representative(found.items)
+    chosen = found.only(spread(items, count or len(items)))
+    readable = chosen.readable()
+    for name in sorted(readable.skipped.keys() - found.skipped.keys()):
+        warn(f"skipped {name}: {readable.skipped[name]}")
+    if len(readable) < len(chosen):
+        warn(f"objects left, of {len(chosen)} chosen: {len(readable)}")
     return readable
 
 

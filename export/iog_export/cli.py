@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from iog.bundle import NAME, check_target
+from iog.bundle import NAME, check_writable
 from iog.cli.values import Number
 from iog.guidance import GuidanceSpec
 from rich.console import Console
@@ -171,9 +171,7 @@ def export(
         raise click.BadParameter(
             f"{size} is no multiple of 32; next ones: {size // 32 * 32}, {-(-size // 32) * 32}", param_hint="--size"
         )
-    if out.exists() and not force:
-        raise click.BadParameter(f"{out} exists; choose another directory or pass --force", param_hint="--out")
-    check_target(out, replace=force)
+    check_writable(out, replace=force)
     for asked, ranges in (("--precision int8", precision == "int8"), ("--features uint8", features == "uint8")):
         if ranges and checkpoint and not calibration:
             raise click.UsageError(f"{asked} needs --calibration DATA: photographs with object masks")

@@ -27,7 +27,7 @@ from iog.bundle import (
     Proof,
     Provenance,
     Quantization,
-    check_target,
+    check_writable,
     write_bundle,
 )
 from iog.crop import CropSpec
@@ -104,7 +104,7 @@ def export_bundle(
     progress: is told what is done next; track: shows how far that is.
     Raises CalibrationError, DataError, ProofFailed, BundleError, BackendError; then nothing is written.
     """
-    check_target(out, replace=replace)
+    check_writable(out, replace=replace)
     if plan.engines:
         target(plan.engines)  # not after minutes of other work
     network = network.float().eval()

@@ -8,7 +8,7 @@ import re
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
-def check_target(target: str) -> str:
+def check_address(target: str) -> str:
     """The target, if it is "host:port" or one of gRPC's URIs. Raises ValueError.
 
     Without a port gRPC would call 443.

@@ -308,7 +308,7 @@ def read_manifest(root: Path) -> tuple[Manifest, str]:
         raise BundleError(f"{path}: {where}: {first['msg']} ({e.error_count()} problems in all)") from e
 
 
-def check_target(root: Path, *, replace: bool = False) -> None:
+def check_writable(root: Path, *, replace: bool = False) -> None:
     """Look for what would keep `write_bundle` from putting a bundle there, before the work of making one.
 
     Raises BundleError if `root` exists and `replace` is not asked, or `root` is no bundle, or nothing can be written
@@ -338,9 +338,9 @@ def write_bundle(
     """Write a bundle, all of it or nothing: into a directory beside `root` that is renamed when it has been read back.
 
     engines: by the names that the manifest has for their files.
-    Raises BundleError as `check_target` does, or if the manifest does not describe the graphs.
+    Raises BundleError as `check_writable` does, or if the manifest does not describe the graphs.
     """
-    check_target(root, replace=replace)
+    check_writable(root, replace=replace)
     root = root.resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))

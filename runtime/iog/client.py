@@ -14,7 +14,7 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
-from iog.address import check_target, is_here
+from iog.address import check_address, is_here
 from iog.deadline import Deadline
 from iog.errors import Overloaded, Unavailable, UnknownImage
 from iog.features import LRU
@@ -70,7 +70,7 @@ class Client:
         tls: encrypt; root_certificates: PEM, if the server's certificate is not signed by a public authority.
         Raises ValueError for a target that is no address.
         """
-        self._target = check_target(target)
+        self._target = check_address(target)
         self._timeout = timeout
         options = [*_OPTIONS, ("grpc.enable_http_proxy", int(not is_here(target)))]
         if tls:

@@ -16,10 +16,8 @@ from iog.deadline import NO_DEADLINE, Deadline
 from iog.errors import DeadlineExceeded, UnknownImage
 
 RECENT = 2
-GIVEN_UP = (
-    DeadlineExceeded,
-    UnknownImage,
-)  # says nothing of a value: other callers have more time, or the image's bytes
+# Says nothing of a value: other callers have more time, or the image's bytes.
+GIVEN_UP = (DeadlineExceeded, UnknownImage)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

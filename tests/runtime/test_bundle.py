@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from iog.bundle import Bundle, Manifest, check_target, read_manifest, write_bundle
+from iog.bundle import Bundle, Manifest, check_writable, read_manifest, write_bundle
 from iog.crop import CropSpec
 from iog.errors import BundleError, BundleVersionError
 from iog.guidance import GuidanceSpec
@@ -195,21 +195,21 @@ def test_a_place_where_nothing_can_be_written_is_known_before_a_bundle_is_made(
 ) -> None:
     (tmp_path / "file").write_text("a file")
     for root in (tmp_path / "new", tmp_path / "some" / "where" / "new"):
-        check_target(root)
+        check_writable(root)
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(BundleError, match=r"cannot be written: .*file: Not a directory; choose another"):
-        check_target(tmp_path / "file" / "new")
+        check_writable(tmp_path / "file" / "new")
     with pytest.raises(BundleError, match="exists; choose another"):
-        check_target(split_bundle)
+        check_writable(split_bundle)
     with pytest.raises(BundleError, match="is no bundle; it is left as it is"):
-        check_target(tmp_path, replace=True)
+        check_writable(tmp_path, replace=True)
 
     def refuse(**options: object) -> str:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(BundleError, match=f"cannot be written: {tmp_path}: Permission denied"):
-        check_target(tmp_path / "some" / "where" / "new")
+        check_writable(tmp_path / "some" / "where" / "new")
 
 
 def test_a_link_to_a_bundle_keeps_pointing_at_it(bundle: Path, split_bundle: Path) -> None:

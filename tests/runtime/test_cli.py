@@ -311,7 +311,7 @@ def test_too_little_time_is_no_wrong_input(segment: Iog) -> None:
 
 
 def test_a_larger_image_is_taken_if_it_is_allowed(segment: Iog) -> None:
-    assert_refused(segment("--max-image-pixels", "70000"), "at most 70,000", "--max-image-pixels allows more")
+    assert_refused(segment("--max-image-pixels", "70000"), "at most 70,000", "unless --max-image-pixels")
     assert segment("--max-image-pixels", "76800").exit_code == 0
     assert_refused(segment("--server", "localhost:1", "--max-image-pixels", "9"), "--max-image-pixels is the server's")
 
@@ -324,6 +324,8 @@ def test_a_click_that_changes_nothing_is_noted(segment: Iog) -> None:
     assert Path("mask.png").read_bytes() == mask
     assert noted.stderr.startswith("note: the click at (319, 239) changes nothing: the network sees x ")
     assert plain.stderr == ""
+    at_the_edge = segment("--click", "319,239,bg", "--click", "150,120,fg")
+    assert at_the_edge.stderr.count("note: ") == 1
 
 
 def test_the_engine_for_tests_is_not_offered(iog: Iog) -> None:
@@ -475,6 +477,7 @@ def test_serve_refuses_what_it_cannot_serve(iog: Iog, split_bundle: Path) -> Non
         for never in ("nan", "inf", "1e300"):
             assert_refused(iog("serve", option, never), option)
     assert_refused(iog("serve", "--max-image-pixels", "200000000"), "--max-image-pixels")
+    assert_refused(iog("serve", "--max-image-bytes", "0"), "expected 1 or more")
     twice = ("--model", split_bundle, "--model", split_bundle)
     assert_refused(iog("serve", "--backend", "fake", *twice), "two models", "small-split", "--name")
 

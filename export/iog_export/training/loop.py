@@ -151,6 +151,8 @@ class Trainer:
 
         stop: whether to end after this step with a checkpoint; the wish of one of several processes is enough. Raises
         Stopped then, Starved and ProcessLost with a checkpoint too; SnapshotError if a checkpoint cannot be written.
+        NB: on GPUs, NCCL may hang or end this process instead of telling that another one was killed; then there is the
+        last regular checkpoint.
         """
         try:
             self._scheduled(data, validation, monitors, stop)

@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from iog.segmentation import Segmentation
 
 STDOUT = Path("-")
-LOCAL = (
-    "backend",
-    "device",
-    "threads",
-    "max_image_pixels",
-)  # options about where it runs: a server has chosen that itself
+# Options about where it runs: a server has chosen that itself.
+LOCAL = ("backend", "device", "threads", "max_image_pixels")
 
 EPILOG = """\b
 Examples:
@@ -130,7 +126,7 @@ def segment(
             )
     prompt = Prompt(box, inside, clicks)
 
-    from iog.errors import ImageTooLarge, InvalidImage
+    from iog.errors import InvalidImage
     from iog.image import Image, ImageLimits, read_bytes
 
     limits, opened = ImageLimits(max_pixels=max_image_pixels), time.perf_counter()
@@ -153,8 +149,7 @@ def segment(
         try:
             result = ask()
         except InvalidImage as e:
-            more = "; --max-image-pixels allows more" if server is None and isinstance(e, ImageTooLarge) else ""
-            raise InvalidImage(f"{image}: {e}{more}") from e
+            raise InvalidImage(f"{image}: {e}") from e
         end = time.perf_counter()
     if output == STDOUT:
         click.echo(encoded(result, form), nl=False)
@@ -166,7 +161,7 @@ def segment(
         caption = f"{result.model}: {_extent(result)}"
         drawn = pictures.overlay(Image.decode(data, limits).pixels, prompt, result.mask, caption)
         write_file(overlay, picture(drawn, overlay))
-    for ignored in _out_of_sight(clicks, result):
+    for ignored in _out_of_sight(prompt, result):
         click.echo(f"note: {ignored}", err=True)
     report = _report(image, output, result, open_ms=1e3 * (start - opened), total_ms=1e3 * (end - start))
     err = output == STDOUT
@@ -199,12 +194,12 @@ def _report(image: Path, output: Path, result: Segmentation, open_ms: float, tot
     }
 
 
-def _out_of_sight(clicks: tuple[Click, ...], result: Segmentation) -> Iterator[str]:
+def _out_of_sight(prompt: Prompt, result: Segmentation) -> Iterator[str]:
     """Of the clicks that the network is not told of: background, and beyond the crop."""
     crop = result.crop
     seen = Box(crop.x0, crop.y0, crop.x1, crop.y1)
-    for each in clicks:
-        if not seen.contains(each):
+    for each in prompt.within(result.image_size).clicks:
+        if not (each.positive or seen.contains(each)):
             where = f"x {crop.x0}..{crop.x1}, y {crop.y0}..{crop.y1}"
             yield f"the click at {each} changes nothing: the network sees {where}, and beyond it there is no mask"
 

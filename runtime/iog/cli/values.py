@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from iog.address import check_target
+from iog.address import check_address
 from iog.backends import ENGINES, NAMES
 from iog.errors import InvalidPrompt
 from iog.prompt import Box, Click, Point
@@ -85,7 +85,7 @@ def correction(text: str) -> Click:
 def address(text: str) -> str:
     """host:port. Raises BadParameter."""
     try:
-        return check_target(text)
+        return check_address(text)
     except ValueError as e:
         raise click.BadParameter(str(e)) from e
 

@@ -41,7 +41,8 @@ _REFLECTION_TIMEOUT_S = 60.0
 _QUESTIONS = 8  # health, ListModels
 _QUESTIONS_ON_THEIR_WAY = 64
 _QUESTION_TIMEOUT_S = 10.0
-# Calls whose request has not arrived: slow lines that send an image with each click. What has come of them is held.
+# Calls whose request has not arrived: slow lines that send an image with each click. What has come of them is held:
+# so many bytes, or as much as those that work may, if that is more.
 _ON_THEIR_WAY = 256
 _ARRIVING_BYTES = 4 << 30
 

@@ -582,7 +582,7 @@ def test_requests_that_never_arrive_keep_no_question_from_its_answer(
 @pytest.mark.parametrize(
     ("max_bytes", "places"), [(64 << 20, 64), (8 << 20, 256), (1 << 30, 32), (100, 256)], ids=["64M", "8M", "1G", "100"]
 )
-def test_what_has_come_of_requests_on_their_way_is_bounded(
+def test_of_large_images_no_more_are_on_their_way_than_may_be_worked_on(
     make_predictors: MakePredictors, max_bytes: int, places: int
 ) -> None:
     config = ServerConfig(limits=ImageLimits(max_bytes=max_bytes), max_segments=32)
