@@ -98,7 +98,7 @@ INTERRUPTED = 130  # exit code
     default=0.4,
     show_default=True,
     help="Strength of distortions, occluders and other colours; half of it at the end. Up to 1 where every object is "
-    "seen hundreds of times.",
+    "seen dozens of times.",
 )
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
 @click.option(
