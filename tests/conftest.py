@@ -2,7 +2,8 @@
 
 import hashlib
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,19 @@ network (uint8[batch,128,128,3] image, uint8[batch,2,128,128] guidance) => (floa
   centred = Sub(mean, half)
   logits = Mul(centred, gain)
 }"""
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[[Callable[[], bool]], None]:
+    """Waits for a condition; fails after a minute without it."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    return wait
 
 
 def _weights() -> Mapping[str, np.ndarray]:

@@ -122,7 +122,7 @@ class LRU(Generic[K, V]):
         only GIVEN_UP, or interrupted, this one computes.
         """
         value = self.get(key)
-        if value is not None:
+        if value is not None:  # as for nearly all clicks, which need no future
             return value, "hit"
         own = Future[V]()
         try:

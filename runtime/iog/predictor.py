@@ -32,7 +32,7 @@ from iog.prompt import Prompt, Size
 from iog.segmentation import CacheStatus, Prediction, Segmentation
 
 IMAGES_BUDGET = 512 << 20
-SIZES = 1 << 14  # of images that are not held any more; a hundred bytes each
+SIZES = 1 << 14  # of images, known when the images are held no more; a hundred bytes each
 _LOADS = itertools.count()  # of bundles onto devices
 
 T = TypeVar("T")

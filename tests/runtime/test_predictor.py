@@ -43,6 +43,8 @@ from iog.lane import Lane, Priority
 from iog.predictor import ImageCache, feature_cache
 from iog.segmentation import Segmentation
 
+WaitFor = Callable[[Callable[[], bool]], None]
+
 # Clicks near and far from each other, some with common windows, some without any cell of the grid
 SPOTS = [(100, 100), (104, 97), (130, 100), (200, 150), (75, 45), (150, 120), (228, 198)]
 
@@ -521,13 +523,6 @@ def test_images_are_forgotten_under_their_budget(split: Bundle, photo: UInt8Arra
     assert predictor.images.nbytes == photo.nbytes
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
 def test_an_object_that_is_remembered_needs_no_decoded_image(
     split: Bundle, photo: UInt8Array, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -545,7 +540,9 @@ def test_an_object_that_is_remembered_needs_no_decoded_image(
     assert predictor.images.find("0" * 64) is None
 
 
-def test_clicks_that_join_an_encoder_hold_no_photograph(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
+def test_clicks_that_join_an_encoder_hold_no_photograph(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, wait_for: WaitFor
+) -> None:
     lane = Lane()
     predictor = Predictor(split, FakeBackend(), images=ImageCache(photo.nbytes), lane=lane)
     image = Image.decode(png(photo))
@@ -566,7 +563,9 @@ def test_clicks_that_join_an_encoder_hold_no_photograph(split: Bundle, photo: UI
         predictor.predict(known, Prompt(prompt.box, Point(prompt.inside.x + 5, prompt.inside.y)))
 
 
-def test_first_clicks_that_wait_hold_no_photograph(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:
+def test_first_clicks_that_wait_hold_no_photograph(
+    split: Bundle, photo: UInt8Array, prompt: Prompt, wait_for: WaitFor
+) -> None:
     lane = Lane()
     predictor = Predictor(split, FakeBackend(), images=ImageCache(0), lane=lane)
     photographs = [photo[i:].copy() for i in range(3)]

@@ -522,61 +522,60 @@ def test_an_upload_that_stalls_loses_its_place(start_server: StartServer, connec
     upload_once_there_is_room(stub, file)
 
 
-@pytest.mark.parametrize("method", [f"/{SERVICE}/Segment", f"/{SERVICE}/ListModels", "/grpc.health.v1.Health/Check"])
-def test_requests_that_never_arrive_keep_nobody_from_clicking(
-    start_server: StartServer, connect: Connect, file: bytes, method: str
-) -> None:
-    channel, over = connect(start_server(max_segments=4, max_uploads=1)), threading.Event()
+@contextmanager
+def never_arriving(channel: grpc.Channel, method: str, count: int) -> Iterator[list[grpc.Future]]:
+    """Calls whose request is on its way until the block ends."""
+    over = threading.Event()
 
     def nothing() -> Iterator[bytes]:
         over.wait(TIMEOUT)
         yield from ()
 
-    calls = [channel.stream_unary(method).future(nothing(), timeout=TIMEOUT) for _ in range(60)]
+    calls = [channel.stream_unary(method).future(nothing(), timeout=TIMEOUT) for _ in range(count)]
+    try:
+        yield calls
+    finally:
+        over.set()
+        for call in calls:
+            call.cancel()
+
+
+@pytest.mark.parametrize("method", [f"/{SERVICE}/Segment", f"/{SERVICE}/ListModels", "/grpc.health.v1.Health/Check"])
+def test_requests_that_never_arrive_keep_nobody_from_clicking(
+    start_server: StartServer, connect: Connect, file: bytes, method: str
+) -> None:
+    channel = connect(start_server(max_segments=4, max_uploads=1))
     stub = SegmentationServiceStub(channel)
-    assert stub.Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
-    assert stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
-    assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
-    over.set()
-    for call in calls:
-        call.cancel()
+    with never_arriving(channel, method, 60):
+        assert stub.Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
+        assert stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
+        assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_requests_that_never_arrive_are_few_and_end(
     start_server: StartServer, connect: Connect, file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("iog.rpc.server._ON_THEIR_WAY", 8)
-    channel, over = connect(start_server(max_segments=4, upload_timeout_s=0.5)), threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        over.wait(TIMEOUT)
-        yield from ()
-
-    calls = [channel.stream_unary(f"/{SERVICE}/Segment").future(nothing(), timeout=TIMEOUT) for _ in range(20)]
-    codes = [call.exception(TIMEOUT).code() for call in calls]
-    over.set()
+    channel = connect(start_server(max_segments=4, upload_timeout_s=0.5))
+    with never_arriving(channel, f"/{SERVICE}/Segment", 20) as calls:
+        codes = [call.exception(TIMEOUT).code() for call in calls]
     assert codes.count(grpc.StatusCode.CANCELLED) == 8
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 12
 
 
 def test_requests_that_never_arrive_keep_no_question_from_its_answer(
-    start_server: StartServer, connect: Connect, file: bytes, monkeypatch: pytest.MonkeyPatch
+    start_server: StartServer,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_for: Callable[[Callable[[], bool]], None],
 ) -> None:
     monkeypatch.setattr("iog.rpc.server._ON_THEIR_WAY", 8)
-    channel, over = connect(start_server(max_segments=4)), threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        over.wait(TIMEOUT)
-        yield from ()
-
-    calls = [channel.stream_unary(f"/{SERVICE}/Segment").future(nothing(), timeout=TIMEOUT) for _ in range(20)]
-    refused_ones = [call for call in calls[8:] if call.exception(TIMEOUT)]  # by now the others have their places
-    assert [call.code() for call in refused_ones] == 12 * [grpc.StatusCode.RESOURCE_EXHAUSTED]
-    assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
-    assert SegmentationServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
-    over.set()
-    for call in calls:
-        call.cancel()
+    channel = connect(start_server(max_segments=4))
+    with never_arriving(channel, f"/{SERVICE}/Segment", 20) as calls:
+        wait_for(lambda: sum(call.done() for call in calls) == 12)  # whichever; the others have their places
+        assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
+        assert SegmentationServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
 
 
 @pytest.mark.parametrize(
