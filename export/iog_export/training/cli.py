@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,6 +29,7 @@ from iog_export.networks.resnet import ARCHITECTURES
 from iog_export.segmenter import torch_segmenter
 
 from .board import TensorBoard
+from .growth import obstacles
 from .initial import Initial
 from .interrupt import stop_asked
 from .loop import Stopped, Trainer
@@ -39,8 +41,8 @@ from .plan import (
     LEARNING_RATE_FROM_SCRATCH,
     LEARNING_RATE_FROM_TRAINED,
     Plan,
-    differences,
     growing,
+    settling,
 )
 from .samples import Geometry
 from .snapshot import Snapshot
@@ -82,8 +84,16 @@ INTERRUPTED = 130  # exit code
     help="Start from a bundle (a directory, or a name that `iog models` lists) or from a checkpoint, of `iog train` or "
     "the authors'.  [default: from scratch]",
 )
-@click.option("--backbone", type=click.Choice(list(ARCHITECTURES)), help="[default: resnet18, or that of --init]")
-@click.option("--width", type=click.IntRange(min=2), help="Decoder channels.  [default: 64, or that of --init]")
+@click.option(
+    "--backbone",
+    type=click.Choice(list(ARCHITECTURES)),
+    help="With --init, the network grows to a larger one of its kind.  [default: resnet18, or that of --init]",
+)
+@click.option(
+    "--width",
+    type=click.IntRange(min=2),
+    help="Decoder channels; with --init, it grows.  [default: 64, or that of --init]",
+)
 @click.option("--size", type=click.IntRange(min=128), help="Side of deployed crops.  [default: 256, or that of --init]")
 @click.option(
     "--batch",
@@ -198,7 +208,7 @@ def train(
                 GuidanceSpec(size, fwhm=10 * size / 512),
             ),
             minutes=minutes,
-            stages=growing(size, batch, augmentation),
+            stages=(settling if initial else growing)(size, batch, augmentation),
             clicks=CLICKS_FROM_TRAINED if initial else CLICKS_FROM_SCRATCH,
             accumulate=accumulate,
             learning_rate=learning_rate or (LEARNING_RATE_FROM_TRAINED if initial else LEARNING_RATE_FROM_SCRATCH),
@@ -241,17 +251,18 @@ def train(
 
 
 def _spec(initial: Initial | None, backbone: str | None, width: int | None) -> NetworkSpec:
-    """The network: that of --init if there is one, with which the other options must agree."""
+    """The network: that of --init if there is one, grown to what the other options ask for."""
     if initial is None:
         return NetworkSpec(backbone or "resnet18", refine=True, width=width or 64, normalize=True)
-    asked = {name: value for name, value in (("backbone", backbone), ("width", width)) if value is not None}
-    found = {"backbone": initial.network.spec.backbone, "width": initial.network.spec.width}
-    if unlike := differences(found, asked):
+    found = initial.network.spec
+    asked = replace(found, backbone=backbone or found.backbone, width=width or found.width)
+    if unlike := obstacles(found, asked):
         raise click.BadParameter(
-            f"{initial.source}: {'; '.join(unlike)}: leave such options out, or start from another network",
+            f"{initial.source}: {'; '.join(unlike)}: a network grows to more channels and more blocks of its kind, "
+            "never to fewer; leave such options out, or start from another network",
             param_hint="--init",
         )
-    return initial.network.spec
+    return asked
 
 
 def _run(trainer: Trainer, training: DataSet, validation: DataSet, console: Console) -> Snapshot:

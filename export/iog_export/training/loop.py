@@ -31,6 +31,7 @@ from iog_export.segmenter import torch_segmenter
 
 from . import norms
 from .clicking import Clicking
+from .growth import grown, obstacles
 from .initial import Initial
 from .interrupt import deaths_of_children_unheard, left_to_the_parent
 from .machine import Machine, ProcessLost
@@ -104,16 +105,17 @@ class Trainer:
         return {**self.plan.settings, "processes": self.machine.processes}
 
     def started_from(self, initial: Initial, data: DataSet) -> Trainer:
-        """Take a trained network's weights. data: what it will be trained on.
+        """Take a trained network's weights, grown to the plan's. data: what it will be trained on.
 
-        Raises SnapshotError if it is of another architecture.
+        Raises SnapshotError if it cannot go on as the plan's network: that is smaller, or of another kind.
         """
-        if unlike := differences(asdict(initial.network.spec), asdict(self.plan.spec)):
+        if unlike := obstacles(initial.network.spec, self.plan.spec):
             raise SnapshotError(f"{initial.source} is another network: {'; '.join(unlike)}")
-        self.network.load_state_dict(initial.network.state_dict())
-        if initial.folded:
+        network = copy.deepcopy(initial.network).to(self.machine.device)
+        if initial.folded:  # before it grows: new channels keep the batch norms that they begin with
             batches = islice(self._batches(data, [self.plan.stages[0][1]]), REBASE_BATCHES)
-            norms.rebase(self.network, (batch.inputs.to(self.machine.device) for batch in batches))
+            norms.rebase(network, (batch.inputs.to(self.machine.device) for batch in batches))
+        self.network.load_state_dict(grown(network, self.plan.spec).state_dict())
         self.averaged.load_state_dict(self.network.state_dict())
         return self
 

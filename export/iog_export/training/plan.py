@@ -19,9 +19,13 @@ ClickSchedule: TypeAlias = tuple[tuple[float, tuple[float, ...]], ...]
 # (share of the time from which it holds, what the network then sees)
 StageSchedule: TypeAlias = tuple[tuple[float, Stage], ...]
 
-# A network that knows nothing learns most from the first mask; one that segments already is corrected from the start.
+# A network that knows nothing learns most from the first mask; one that segments already is corrected from the start,
+# and late by as many clicks as a patient annotator makes, so that none of them spoils a mask.
 CLICKS_FROM_SCRATCH: ClickSchedule = ((0.0, (1.0,)), (0.2, (0.6, 0.4)), (0.5, (0.35, 0.35, 0.17, 0.08, 0.05)))
-CLICKS_FROM_TRAINED: ClickSchedule = ((0.0, (0.5, 0.35, 0.1, 0.05)), (0.5, (0.35, 0.35, 0.17, 0.08, 0.05)))
+CLICKS_FROM_TRAINED: ClickSchedule = (
+    (0.0, (0.5, 0.35, 0.1, 0.05)),
+    (0.5, (0.32, 0.3, 0.14, 0.08, 0.05, 0.04, 0.03, 0.02, 0.02)),
+)
 
 LEARNING_RATE_FROM_SCRATCH = 2e-3
 LEARNING_RATE_FROM_TRAINED = 5e-4
@@ -35,6 +39,14 @@ def growing(size: int, batch: int, augmentation: float) -> StageSchedule:
         (0.0, Stage(size // 2, 2 * batch, augmentation)),
         (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2, 0.75 * augmentation)),
         (0.78, Stage(size, batch, 0.5 * augmentation)),
+    )
+
+
+def settling(size: int, batch: int, augmentation: float) -> StageSchedule:
+    """For a network that segments already: crops of two thirds of the side `size`, then of all of it."""
+    return (
+        (0.0, Stage(max(size * 2 // 3 // 32 * 32, 64), 3 * batch // 2, augmentation)),
+        (0.6, Stage(size, batch, 0.5 * augmentation)),
     )
 
 
@@ -59,7 +71,7 @@ class Plan:
     accumulate: int = 1
     learning_rate: float = LEARNING_RATE_FROM_SCRATCH
     warm_up: float = 0.04
-    weight_decay: float = 0.02
+    weight_decay: float = 0.04
     clip: float = 2.0
     average: float = 0.997
     norm_crops: int = 320

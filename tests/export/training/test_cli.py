@@ -47,11 +47,13 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
     assert [stage[-1] for stage in contents["provenance"]["stages"]] == pytest.approx([0.8, 0.6, 0.4])
     assert list((first / "tensorboard").iterdir())
 
-    options = ["--minutes", "0.001", "--threads", "1", "--batch", "2", "--init", str(first / "final.pt")]
+    options = ["--minutes", "0.001", "--threads", "1", "--batch", "2", "--width", "10"]
+    options += ["--init", str(first / "final.pt")]
     result = CliRunner().invoke(train, [str(folder), "--out", str(second), *options], catch_exceptions=False)
     assert result.exit_code == 0
     snapshot = Snapshot.read(second / "final.pt")
-    assert (snapshot.spec.width, snapshot.geometry.crop.size) == (8, 128)
+    assert (snapshot.spec.width, snapshot.geometry.crop.size) == (10, 128)
+    assert [stage[1] for stage in snapshot.provenance["stages"]] == [64, 128]
     assert snapshot.provenance["init"].startswith("final.pt, sha256 ")
 
 
@@ -63,7 +65,7 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
         (["--minutes", "0"], "--minutes"),
         (["--width", "33"], "33 is odd"),
         (["--seed", "-1"], "-1 is not in the range x>=0"),
-        (["--init", "default", "--width", "32"], "width is 64 there and 32 here: leave such options out"),
+        (["--init", "default", "--width", "32"], "width is 64 there and 32 here: a network grows to more"),
         (["--init", "default", "--backbone", "resnet50"], "backbone is resnet18-half there and resnet50 here"),
     ],
 )

@@ -380,9 +380,11 @@ def test_the_end_measures_batch_norms_on_what_is_deployed(plan: Plan, shapes_dat
     assert seen[-1] == [Stage(64, 2, 0.25)]
 
 
+@pytest.mark.parametrize("width", [8, 12])
 @pytest.mark.parametrize("folded", [True, False])
-def test_a_training_can_start_from_a_trained_network(plan: Plan, shapes_data, geometry, tmp_path, folded):
+def test_a_training_can_start_from_a_trained_network(plan: Plan, shapes_data, geometry, tmp_path, folded, width):
     network = IOG(SPEC).eval()
+    plan = replace(plan, spec=replace(SPEC, width=width))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     trainer = Trainer(plan, tmp_path).started_from(Initial(network, "some.pt", 64, folded), shapes_data)
     inputs = batches(shapes_data, geometry, 2, 1)[0].inputs.float()
@@ -392,7 +394,8 @@ def test_a_training_can_start_from_a_trained_network(plan: Plan, shapes_data, ge
             torch.testing.assert_close(started(inputs).logits, expected, rtol=1e-3, atol=1e-3)
     mean = "backbone.bn1.running_mean"
     assert torch.equal(trainer.network.state_dict()[mean], before[mean]) != folded
-    with pytest.raises(SnapshotError, match=r"some\.pt is another network: width is 8 there and 16 here"):
-        Trainer(replace(plan, spec=replace(SPEC, width=16)), Path()).started_from(
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with pytest.raises(SnapshotError, match=r"some\.pt is another network: width is 8 there and 6 here"):
+        Trainer(replace(plan, spec=replace(SPEC, width=6)), Path()).started_from(
             Initial(network, "some.pt", 64, folded), shapes_data
         )

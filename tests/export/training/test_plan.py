@@ -35,6 +35,7 @@ def test_a_network_that_segments_already_is_corrected_from_the_start(plan: Plan)
     plan = replace(plan, clicks=CLICKS_FROM_TRAINED)
     rng = np.random.default_rng(0)
     assert {plan.corrections(0.0, rng) for _ in range(200)} == {0, 1, 2, 3}
+    assert {plan.corrections(0.9, rng) for _ in range(1000)} == set(range(9))
 
 
 def test_plans_differ_in_what_decides_the_result_and_in_nothing_else(plan: Plan):
