@@ -110,6 +110,7 @@ class Predictor:
         self.features = features if features is not None else feature_cache()
         self.images = images if images is not None else ImageCache()
         self._lane = lane or Lane()
+        self._cutting = Lane(os.cpu_count() or 1)
         self._limits = limits
         self._graphs = open_graphs(backend, bundle)
         self._portable = _are_arrays(self._graphs, bundle)
@@ -257,7 +258,7 @@ class Predictor:
         """turn: what is left of the encoder's turn."""
         watch.lap("features")
         encoder = self._graphs["encoder"]
-        frame = self._frame(picture, crop, watch)
+        frame = self._frame(picture, crop, deadline, watch)
         guidance = guidance_for(encoder, clicks, self.bundle.guidance, initial_only=True)
         watch.lap("crop")
         give_way = turn.enter_context(self._lane.turn(Priority.ENCODER, deadline))
@@ -307,7 +308,7 @@ class Predictor:
     def _single(
         self, picture: _Picture, crop: Crop, clicks: NetworkClicks, deadline: Deadline, watch: _Stopwatch
     ) -> tuple[FloatArray, CacheStatus]:
-        frame = self._frame(picture, crop, watch)
+        frame = self._frame(picture, crop, deadline, watch)
         network = self._graphs["network"]
         guidance = guidance_for(network, clicks, self.bundle.guidance, initial_only=False)
         watch.lap("crop")
@@ -318,11 +319,13 @@ class Predictor:
         watch.lap("network")
         return logits[0], CacheStatus(picture.held, "none", 0)
 
-    def _frame(self, picture: _Picture, crop: Crop, watch: _Stopwatch) -> UInt8Array:
-        """(1, S, S, 3)"""
-        pixels = picture.taken()
-        watch.lap("image")
-        return crop.extract(pixels, self.bundle.crop.interpolation)[None]
+    def _frame(self, picture: _Picture, crop: Crop, deadline: Deadline, watch: _Stopwatch) -> UInt8Array:
+        """(1, S, S, 3). As many are cut at a time as there are cores: a crowd's would take the cores from its heads."""
+        with self._cutting.turn(Priority.ENCODER, deadline):
+            watch.lap("wait")
+            pixels = picture.taken()
+            watch.lap("image")
+            return crop.extract(pixels, self.bundle.crop.interpolation)[None]
 
 
 class _Picture:

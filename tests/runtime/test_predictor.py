@@ -215,7 +215,7 @@ def test_a_correction_runs_one_window_and_the_head(
     first = predictor.segment(photo, prompt)
     assert (first.cache.features, first.cache.windows) == ("miss", 5)
     assert fake.runs == {"encoder": 1, "click": 1, "head": 1}
-    assert list(first.timings) == ["image", "prompt", "features", "crop", "wait", "encoder", "clicks", "head", "mask"]
+    assert list(first.timings) == ["image", "prompt", "features", "wait", "crop", "encoder", "clicks", "head", "mask"]
 
     one = prompt.with_click(100, 100, positive=False)
     second = predictor.segment(photo, one)
@@ -370,6 +370,38 @@ def test_a_first_click_is_answered_before_the_next_object_is_encoded(
     for call in calls:
         assert call.result(60).area
     assert order == ["encoder", "click", "head"] * 4
+
+
+def test_no_more_frames_are_cut_at_a_time_than_there_are_cores(
+    split: Bundle,
+    photo: UInt8Array,
+    prompt: Prompt,
+    pool: ThreadPoolExecutor,
+    wait_for: WaitFor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cutting, release, extract = list[Crop](), threading.Event(), Crop.extract
+
+    def held(crop: Crop, *arguments: Any) -> UInt8Array:
+        cutting.append(crop)
+        assert release.wait(60)
+        return extract(crop, *arguments)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    predictor = Predictor(split, FakeBackend())
+    hit = predictor.segment(photo, prompt)
+    monkeypatch.setattr(Crop, "extract", held)
+    calls = [pool.submit(predictor.segment, np.roll(photo, i, axis=1), prompt) for i in range(1, 7)]
+    wait_for(lambda: len(predictor._cutting._waiting) == 4)
+    wait_for(lambda: len(cutting) == 2)
+    assert same(predictor.segment(photo, prompt), hit)  # a click that needs none waits for none
+    with pytest.raises(DeadlineExceeded):
+        predictor.segment(np.roll(photo, 7, axis=1), prompt, timeout=0.05)
+    assert len(cutting) == 2
+    release.set()
+    for call in calls:
+        assert call.result(60).cache.features == "miss"
+    assert len(cutting) == 6
 
 
 def test_annotators_of_one_object_do_not_disturb_each_other(
@@ -789,7 +821,7 @@ def test_a_single_graph_runs_at_every_click(single_bundle: Path, photo: UInt8Arr
         request = request.with_click(*spot, positive=False)
     assert (result.cache.features, result.cache.windows) == ("none", 0)
     assert fake.runs == {"network": 3}
-    assert list(result.timings) == ["image", "prompt", "crop", "wait", "network", "mask"]
+    assert list(result.timings) == ["image", "prompt", "wait", "crop", "network", "mask"]
 
 
 def test_a_single_graph_sees_all_clicks(single_bundle: Path, photo: UInt8Array, prompt: Prompt) -> None:
