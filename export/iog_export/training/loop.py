@@ -90,6 +90,7 @@ class Trainer:
         self.seconds = 0.0
         self.steps = 0
         self.passes = 0
+        self._settled = False  # whether batch norms keep their statistics
         self._lost = 0  # steps in a row whose gradient was not finite
         self.history: list[dict[str, Any]] = []
         self._lately: deque[tuple[float, int]] = deque(maxlen=30)  # seconds and passes after the last steps
@@ -179,6 +180,9 @@ class Trainer:
         before = self.clock()
         while self.progress < 1:
             current.fill_(plan.stage(self.progress))
+            if not self._settled and self.progress >= plan.settled:
+                self._settle(data)
+                before = self.clock()
             batches = self._next(source)
             loss = self.step(batches)
             now = self.clock()
@@ -214,6 +218,8 @@ class Trainer:
         common = np.random.default_rng((plan.seed, self.steps))
         own = np.random.default_rng((plan.seed, self.steps, machine.rank))
         self.network.train()
+        if self._settled:
+            norms.keep(self.network)
         self.optimizer.zero_grad()
         firsts = []
         for i, batch in enumerate(batches):
@@ -279,19 +285,32 @@ class Trainer:
         return Snapshot(plan.spec, plan.geometry, weights, provenance, resume)
 
     def _finished(self, data: DataSet) -> Snapshot:
-        """The end of the training, with batch norms measured at the size at which the network will be deployed."""
-        plan = self.plan
-        if self.machine.leads:
-            stage = plan.stages[-1][1]._replace(size=plan.geometry.crop.size)
-            count = -(-min(plan.norm_crops, self.passes) // stage.batch)
-            measured = copy.deepcopy(self.averaged)  # a checkpoint that is written meanwhile needs those it had
-            batches = islice(self._fed(iter(self._batches(data, [stage]))), count)
-            norms.reestimate(Clicking(measured, plan.geometry), batches, plan)
-            self.averaged.load_state_dict(measured.state_dict())
+        """The end of the training, with batch norms that were measured if its last part was too short to do it."""
+        if self.machine.leads and not self._settled:
+            self.averaged.load_state_dict(self._measured(self.averaged, data).state_dict())
         final = self.snapshot(finished=True)
         if self.machine.leads:
             final.write(self.out / "final.pt")
         return final
+
+    def _settle(self, data: DataSet) -> None:
+        """From now on, train with the statistics of batch norms that the deployed network will have."""
+        if self.machine.leads:  # the others get them from DistributedDataParallel
+            measured = self._measured(self.network, data)
+            for network in (self.network, self.averaged):
+                for mine, theirs in zip(network.buffers(), measured.buffers(), strict=True):
+                    mine.copy_(theirs)
+        self._settled = True
+
+    def _measured(self, network: IOG, data: DataSet) -> IOG:
+        """A copy, as a checkpoint may be written meanwhile, with batch norms measured at the deployed size."""
+        plan = self.plan
+        stage = plan.stages[-1][1]._replace(size=plan.geometry.crop.size)
+        count = -(-min(plan.norm_crops, max(self.passes, 1)) // stage.batch)
+        measured = copy.deepcopy(network)
+        batches = islice(self._fed(iter(self._batches(data, [stage]))), count)
+        norms.reestimate(Clicking(measured, plan.geometry), batches, plan.seed)
+        return measured
 
     def _batches(self, data: DataSet, stages: Sequence[Stage], current: torch.Tensor | None = None) -> Batches:
         """A stream that no other process, and no earlier part of this training, has seen."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from iog_export.networks import IOG
 
 from .clicking import Clicking
-from .plan import Plan
 from .samples import Batch
 
+CORRECTED = 0.4  # of the batches on which norms are measured; the others are first masks, which users see most
 MIN_VARIANCE = 1e-4  # a channel that never varies must not be blown up when it begins to
 
 
@@ -58,12 +58,13 @@ def rebase(network: IOG, inputs: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def reestimate(clicking: Clicking, batches: Iterable[Batch], plan: Plan) -> None:
-    """Set every batch norm to the mean statistics of these batches, clicked at as at the end of a training.
+def reestimate(clicking: Clicking, batches: Iterable[Batch], seed: int) -> None:
+    """Set every batch norm to the mean statistics of these batches, some of them with a correction.
 
     Those of averaged weights lag behind: they are averages of other weights' statistics, most of them on smaller crops.
+    Those of a training are of masks with many clicks, too, of which first masks know nothing.
     """
-    rng = np.random.default_rng(plan.seed)
+    rng = np.random.default_rng(seed)
     norms = [module for module in clicking.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -71,7 +72,14 @@ def reestimate(clicking: Clicking, batches: Iterable[Batch], plan: Plan) -> None
         norm.momentum = None  # equal weights for all that follows
     clicking.train()
     for batch in batches:
-        clicking(batch, plan.corrections(1.0, rng), rng)
+        clicking(batch, int(rng.random() < CORRECTED), rng)
     clicking.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def keep(network: IOG) -> None:
+    """In a network in training, use the statistics that its batch norms have instead of those of each batch."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()

@@ -59,7 +59,8 @@ class Plan:
     accumulate: batches a step.
     learning_rate, weight_decay: of AdamW, at the peak and on weights alone; clip: of the gradient's norm.
     average: decay, per step, of the averaged weights, which are the ones that are kept.
-    norm_crops: over how many crops the averaged weights' batch norms are measured at the end.
+    settled: the share of the time from which batch norms keep the statistics that they are then given, for every
+        number of clicks the same, as in a deployed network; norm_crops: over how many crops these are measured.
     save_every_s, validate_every_s: of the training's time, in seconds.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     weight_decay: float = 0.04
     clip: float = 2.0
     average: float = 0.997
+    settled: float = 0.9
     norm_crops: int = 320
     seed: int = 0
     save_every_s: float = 180.0

@@ -2,7 +2,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ class Watcher:
 def test_training_lowers_the_loss_and_raises_the_iou(plan: Plan, shapes_data, geometry, tmp_path):
     trainer = Trainer(plan, tmp_path)
     losses = []
-    for batch in batches(shapes_data, geometry, 8, 20):
+    for batch in batches(shapes_data, geometry, 8, 24):
         losses.append(trainer.step([batch]))
         trainer.seconds += 1.5  # correction clicks come in
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
@@ -135,6 +135,22 @@ def test_a_resumed_training_gives_what_an_unbroken_one_gives(plan: Plan, shapes_
     for one, other in ((unbroken.network, resumed.network), (unbroken.averaged, resumed.averaged)):
         expected = one.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+
+
+def test_late_in_a_training_batch_norms_keep_the_statistics_of_the_deployed_network(plan, shapes_data, tmp_path):
+    trainer = Trainer(replace(plan, minutes=2, settled=0.5), tmp_path, clock=twenty_seconds_a_step())
+    means: list[torch.Tensor] = []
+
+    class Looker(Watcher):
+        def stepped(self, status):
+            super().stepped(status)
+            means.append(trainer.network.backbone.bn1.running_mean.clone())
+
+    looker = Looker()
+    final = trainer.run(shapes_data, monitors=[looker])
+    assert looker.steps == [1, 2, 3, 4, 5, 6]
+    assert [torch.equal(one, other) for one, other in pairwise(means)] == [False, False, False, True, True]
+    assert torch.equal(final.weights["backbone.bn1.running_mean"], means[-1])
 
 
 def test_accumulated_batches_make_one_step_of_all_of_them(plan: Plan, shapes_data, geometry, tmp_path):
