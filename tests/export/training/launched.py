@@ -75,6 +75,7 @@ if __name__ == "__main__":
     (trainer,) = trainers
     view = {
         "parameters": [parameter.detach() for parameter in trainer.network.parameters()],
+        "statistics": list(trainer.network.buffers()),
         "first_batch": batches[0],
         "steps": trainer.steps,
         "passes": trainer.passes,

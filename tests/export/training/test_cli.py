@@ -164,15 +164,17 @@ def launched(folder: Path, out: Path, *options: str, **environment: str) -> subp
 
 def test_two_processes_of_torchrun_train_one_network(folder, tmp_path):
     out = tmp_path / "run"
-    done = launched(folder, out, "--minutes", "1", "--accumulate", "2")
+    done = launched(folder, out, "--minutes", "5.5", "--accumulate", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("filled box") == 1
     assert "2 processes" in " ".join(done.stderr.split())
     one, other = (torch.load(out / f"{rank}.pt") for rank in (0, 1))
     for view in (one, other):
-        assert (view["processes"], view["steps"], view["seconds"]) == (2, 2, 60.0)
-        assert view["passes"] == 2 * 2 * 2 * 4  # processes, accumulated batches, steps, samples
-    assert all(torch.equal(a, b) for a, b in zip(one["parameters"], other["parameters"], strict=True))
+        assert (view["processes"], view["steps"], view["seconds"]) == (2, 11, 330.0)
+        assert 2 * 2 * 11 * 2 < view["passes"] <= 2 * 2 * 11 * 4  # processes, accumulated batches, steps, samples
+    assert one["passes"] == other["passes"]
+    for shared in ("parameters", "statistics"):  # of batch norms, which keep what the first process measured at the end
+        assert all(torch.equal(a, b) for a, b in zip(one[shared], other[shared], strict=True))
     assert not torch.equal(one["first_batch"], other["first_batch"])
     assert len(list((out / "tensorboard").iterdir())) == 1
     provenance = Snapshot.read(out / "final.pt").provenance
