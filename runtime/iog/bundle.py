@@ -88,7 +88,7 @@ class NetworkInfo(_Model):
     """Which network the graphs were made from."""
 
     architecture: Literal["iog-refine", "iog"]
-    backbone: Literal["resnet18-half", "resnet18", "resnet34", "resnet50", "resnet101"]
+    backbone: Literal["resnet18-half", "resnet18", "resnet30", "resnet34", "resnet50", "resnet101"]
     width: int = Field(gt=0)
     normalize: bool
 

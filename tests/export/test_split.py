@@ -67,6 +67,7 @@ def relative_error(actual, expected):
         (NetworkSpec("resnet18"), 512),
         (NetworkSpec("resnet34"), 512),
         (NetworkSpec("resnet18", width=64, normalize=True), 128),
+        (NetworkSpec("resnet30", width=96, normalize=True), 192),
         (NetworkSpec("resnet18-half", width=64, normalize=True), 192),
         pytest.param(NetworkSpec("resnet50"), 512, marks=pytest.mark.slow),
         pytest.param(NetworkSpec("resnet101"), 512, marks=pytest.mark.slow),
