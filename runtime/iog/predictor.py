@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,9 +21,10 @@ from iog.batcher import Batcher
 from iog.bundle import Bundle
 from iog.click_maps import ClickMaps, guidance_for
 from iog.clicks import NetworkClicks
+from iog.cores import Cores
 from iog.crop import Crop
 from iog.deadline import Deadline
-from iog.errors import BackendError, DeadlineExceeded, OutOfMemory, UnknownImage
+from iog.errors import BackendError, OutOfMemory, UnknownImage
 from iog.features import LRU, FeatureKey, Features
 from iog.image import DEFAULT_LIMITS, Image, ImageLimits, ImageSource, digest_of, read_bytes
 from iog.lane import Lane, Priority
@@ -50,12 +50,14 @@ class KnownImage:
 class ImageCache(LRU[str, Image]):
     """Decoded images by digest, under a budget in bytes of pixels.
 
-    As many are decoded at a time as there are cores: meanwhile each takes ten bytes a pixel, which no budget counts.
+    decoding: turns at it, as each image takes ten bytes a pixel meanwhile, which no budget counts.
+    cutting: turns at cutting frames out of images, which for a crowd's first clicks would take the cores from its heads.
     """
 
     def __init__(self, budget: int = IMAGES_BUDGET) -> None:
         super().__init__(budget, lambda image: image.pixels.nbytes)
-        self._decoding = threading.Semaphore(os.cpu_count() or 1)
+        self.decoding = Cores()
+        self.cutting = Cores()
         self._known: LRU[str, KnownImage] = LRU(SIZES, lambda known: 1)
 
     def put(self, key: str, value: Image) -> None:
@@ -74,13 +76,8 @@ class ImageCache(LRU[str, Image]):
         """The image of these bytes. Raises what Image.decode raises, and DeadlineExceeded before it is begun."""
 
         def decode() -> Image:
-            if not self._decoding.acquire(timeout=deadline.remaining()):
-                raise DeadlineExceeded("the deadline passed while waiting to decode the image; repeat the request")
-            try:
-                deadline.check("waiting to decode the image")
+            with self.decoding.one(deadline, "decode the image"):
                 return Image.decode(data, limits, digest)
-            finally:
-                self._decoding.release()
 
         return self.get_or_compute(digest, decode, deadline)
 
@@ -110,7 +107,6 @@ class Predictor:
         self.features = features if features is not None else feature_cache()
         self.images = images if images is not None else ImageCache()
         self._lane = lane or Lane()
-        self._cutting = Lane(os.cpu_count() or 1)
         self._limits = limits
         self._graphs = open_graphs(backend, bundle)
         self._portable = _are_arrays(self._graphs, bundle)
@@ -320,8 +316,11 @@ class Predictor:
         return logits[0], CacheStatus(picture.held, "none", 0)
 
     def _frame(self, picture: _Picture, crop: Crop, deadline: Deadline, watch: _Stopwatch) -> UInt8Array:
-        """(1, S, S, 3). As many are cut at a time as there are cores: a crowd's would take the cores from its heads."""
-        with self._cutting.turn(Priority.ENCODER, deadline):
+        """(1, S, S, 3)."""
+        if not picture.held:  # decoding has turns of its own
+            picture.find()
+            watch.lap("image")
+        with self.images.cutting.one(deadline, "cut the image"):
             watch.lap("wait")
             pixels = picture.taken()
             watch.lap("image")
@@ -331,7 +330,8 @@ class Predictor:
 class _Picture:
     """The image of a request, let go as soon as the network's frame is cut from it, or turns out not to be needed.
 
-    Requests wait after that: meanwhile they would keep, beside all budgets, what the cache has evicted.
+    Requests wait for the device after that, and those of held images before it, too: meanwhile they would keep, beside
+    all budgets, what the cache has evicted.
     """
 
     def __init__(self, known: KnownImage, held: bool, find: Callable[[], Image]) -> None:
@@ -344,8 +344,14 @@ class _Picture:
     def of(cls, image: Image, held: bool) -> _Picture:
         return cls(KnownImage(image.digest, image.size), held, lambda: image)
 
+    def find(self) -> None:
+        """Decode it if need be, and keep it until it is taken. Raises UnknownImage, and what decoding raises."""
+        assert self._find is not None
+        image = self._find()
+        self._find = lambda: image
+
     def taken(self) -> UInt8Array:
-        """(H, W, 3), once."""
+        """(H, W, 3), once. Raises what `find` raises if the image was not found."""
         assert self._find is not None
         find, self._find = self._find, None
         return find().pixels

@@ -392,11 +392,13 @@ def test_no_more_frames_are_cut_at_a_time_than_there_are_cores(
     hit = predictor.segment(photo, prompt)
     monkeypatch.setattr(Crop, "extract", held)
     calls = [pool.submit(predictor.segment, np.roll(photo, i, axis=1), prompt) for i in range(1, 7)]
-    wait_for(lambda: len(predictor._cutting._waiting) == 4)
     wait_for(lambda: len(cutting) == 2)
     assert same(predictor.segment(photo, prompt), hit)  # a click that needs none waits for none
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match="waiting to cut the image"):
         predictor.segment(np.roll(photo, 7, axis=1), prompt, timeout=0.05)
+    other = Predictor(split, FakeBackend(), images=predictor.images)
+    with pytest.raises(DeadlineExceeded, match="waiting to cut the image"):
+        other.segment(photo, prompt, timeout=0.05)
     assert len(cutting) == 2
     release.set()
     for call in calls:
