@@ -51,7 +51,7 @@ class ImageCache(LRU[str, Image]):
     """Decoded images by digest, under a budget in bytes of pixels.
 
     decoding: turns at it, as each image takes ten bytes a pixel meanwhile, which no budget counts.
-    cutting: turns at cutting frames out of images, which for a crowd's first clicks would take the cores from its heads.
+    cutting: turns at cutting frames out of images: a crowd's first clicks would take the cores from its heads.
     """
 
     def __init__(self, budget: int = IMAGES_BUDGET) -> None:

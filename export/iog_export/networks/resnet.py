@@ -81,7 +81,7 @@ class Architecture:
 ARCHITECTURES = {
     "resnet18-half": Architecture(BasicBlock, (2, 2, 2, 2), stem=32),
     "resnet18": Architecture(BasicBlock, (2, 2, 2, 2)),
-    "resnet30": Architecture(BasicBlock, (3, 4, 5, 2)),  # ours: 0.8 of resnet34's parameters, half of layer4's arithmetic
+    "resnet30": Architecture(BasicBlock, (3, 4, 5, 2)),  # ours: three quarters of resnet34's parameters
     "resnet34": Architecture(BasicBlock, (3, 4, 6, 3)),
     "resnet50": Architecture(Bottleneck, (3, 4, 6, 3)),
     "resnet101": Architecture(Bottleneck, (3, 4, 23, 3)),

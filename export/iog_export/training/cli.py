@@ -74,7 +74,10 @@ INTERRUPTED = 130  # exit code
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Of DATA.  [default: recognised]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Directory of the run.")
 @click.option(
-    "--minutes", type=Number(min=0, min_open=True), required=True, help="Time to train; validations are no part of it."
+    "--minutes",
+    type=Number(min=0, min_open=True),
+    required=True,
+    help="Time to train; validations, and measuring batch norms, are no part of it.",
 )
 @click.option("--train-list", type=click.Path(path_type=Path), help="What to train on.  [default: that of train]")
 @click.option("--val-list", type=click.Path(path_type=Path), help="What to validate on.  [default: that of val]")

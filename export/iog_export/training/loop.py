@@ -1,8 +1,8 @@
 """The training loop: a schedule in wall-clock time, iterative clicks (section 3.3 of the paper), averaged weights.
 
 The learning rate, the size of the crops and the number of simulated clicks are functions of the share of the training
-time that has passed: a busy machine makes fewer passes, never an unfinished schedule. What validations take is no part
-of that time: however long, they leave the steps between them.
+time that has passed: a busy machine makes fewer passes, never an unfinished schedule. What validations take, and what
+measuring batch norms takes, is no part of that time: however long, they leave the steps between them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _StopAsked(Exception):
 class Trainer:
     """A network in training. `run` trains until the plan's time has passed; `resumed` goes on with a killed one.
 
-    clock: seconds; what it shows between two steps is the time that passes, but for that of validations.
+    clock: seconds; what it shows between two steps is the time that passes, but for validations and batch norms.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class Trainer:
             self.scaler.load_state_dict(snapshot.resume.get("scaler", {}))
             self.averaged.load_state_dict(snapshot.weights)
             self.seconds, self.steps, self.passes = (snapshot.resume[k] for k in ("seconds", "steps", "passes"))
+            self._settled = bool(snapshot.resume.get("settled", False))
             self.history = list(snapshot.resume["history"])
         except (KeyError, RuntimeError, ValueError) as e:
             raise SnapshotError(f"{path} holds no training to go on with: {e}") from e
@@ -181,8 +182,10 @@ class Trainer:
         while self.progress < 1:
             current.fill_(plan.stage(self.progress))
             if not self._settled and self.progress >= plan.settled:
+                self._save()  # to measure takes long on a slow machine
                 self._settle(data)
-                before = self.clock()
+                self._save()
+                before, saved = self.clock(), self.seconds
             batches = self._next(source)
             loss = self.step(batches)
             now = self.clock()
@@ -280,12 +283,13 @@ class Trainer:
                 "seconds": self.seconds,
                 "steps": self.steps,
                 "passes": self.passes,
+                "settled": self._settled,
                 "history": self.history,
             }
         return Snapshot(plan.spec, plan.geometry, weights, provenance, resume)
 
     def _finished(self, data: DataSet) -> Snapshot:
-        """The end of the training, with batch norms that were measured if its last part was too short to do it."""
+        """The end of the training; if no step came in its last part, batch norms are measured only now."""
         if self.machine.leads and not self._settled:
             self.averaged.load_state_dict(self._measured(self.averaged, data).state_dict())
         final = self.snapshot(finished=True)
@@ -294,12 +298,13 @@ class Trainer:
         return final
 
     def _settle(self, data: DataSet) -> None:
-        """From now on, train with the statistics of batch norms that the deployed network will have."""
+        """From now on, train the averaged network with the statistics of batch norms that it will be deployed with.
+
+        It is better than the one that it is the average of, but its batch norms lag behind.
+        """
         if self.machine.leads:  # the others get them from DistributedDataParallel
-            measured = self._measured(self.network, data)
-            for network in (self.network, self.averaged):
-                for mine, theirs in zip(network.buffers(), measured.buffers(), strict=True):
-                    mine.copy_(theirs)
+            self.averaged.load_state_dict(self._measured(self.averaged, data).state_dict())
+        self.network.load_state_dict(self.averaged.state_dict())
         self._settled = True
 
     def _measured(self, network: IOG, data: DataSet) -> IOG:

@@ -59,8 +59,9 @@ class Plan:
     accumulate: batches a step.
     learning_rate, weight_decay: of AdamW, at the peak and on weights alone; clip: of the gradient's norm.
     average: decay, per step, of the averaged weights, which are the ones that are kept.
-    settled: the share of the time from which batch norms keep the statistics that they are then given, for every
-        number of clicks the same, as in a deployed network; norm_crops: over how many crops these are measured.
+    settled: the share of the time from which the averaged network is trained, in which batch norms keep the statistics
+        that they are then given, for every number of clicks the same, as when it is deployed; settled_rate: the
+        learning rate from there, as a share of its peak; norm_crops: over how many crops the statistics are measured.
     save_every_s, validate_every_s: of the training's time, in seconds.
     """
 
@@ -76,6 +77,7 @@ class Plan:
     clip: float = 2.0
     average: float = 0.997
     settled: float = 0.9
+    settled_rate: float = 0.25
     norm_crops: int = 320
     seed: int = 0
     save_every_s: float = 180.0
@@ -99,11 +101,14 @@ class Plan:
         return max(i for i, (start, _) in enumerate(self.stages) if start <= max(progress, 0.0))
 
     def rate(self, progress: float) -> float:
-        """One cycle: a linear rise, then half a cosine down to a thousandth."""
+        """One cycle, a linear rise, then half a cosine down to a thousandth; half a cosine for the settled network."""
         if progress < self.warm_up:
             return self.learning_rate * (0.05 + 0.95 * progress / self.warm_up)
-        fall = min((progress - self.warm_up) / (1 - self.warm_up), 1.0)
-        return self.learning_rate * (0.001 + 0.999 * (1 + math.cos(math.pi * fall)) / 2)
+        start, end, peak = self.warm_up, min(self.settled, 1.0), self.learning_rate
+        if progress >= self.settled:
+            start, end, peak = end, 1.0, peak * self.settled_rate
+        fall = min((progress - start) / max(end - start, 1e-9), 1.0)
+        return peak * (0.001 + 0.999 * (1 + math.cos(math.pi * fall)) / 2)
 
     def corrections(self, progress: float, rng: np.random.Generator) -> int:
         """How many correction clicks to simulate on the next batch."""

@@ -137,20 +137,57 @@ def test_a_resumed_training_gives_what_an_unbroken_one_gives(plan: Plan, shapes_
         assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
 
 
+class StatisticsWatcher(Watcher):
+    """Remembers the statistics of a trainer's first batch norm after every step, and stops at one."""
+
+    class Stop(Exception):
+        pass
+
+    def __init__(self, trainer: Trainer, last: int | None = None) -> None:
+        super().__init__()
+        self.trainer = trainer
+        self.last = last
+        self.means: list[torch.Tensor] = []
+
+    def stepped(self, status):
+        super().stepped(status)
+        self.means.append(self.trainer.network.backbone.bn1.running_mean.clone())
+        if status.steps == self.last:
+            raise self.Stop
+
+
 def test_late_in_a_training_batch_norms_keep_the_statistics_of_the_deployed_network(plan, shapes_data, tmp_path):
+    plan = replace(plan, minutes=2, settled=0.5, save_every_s=0.0)
+    trainer = Trainer(plan, tmp_path / "unbroken", clock=twenty_seconds_a_step())
+    watcher = StatisticsWatcher(trainer)
+    final = trainer.run(shapes_data, monitors=[watcher])
+    assert watcher.steps == [1, 2, 3, 4, 5, 6]
+    assert [torch.equal(one, other) for one, other in pairwise(watcher.means)] == [False, False, False, True, True]
+    assert torch.equal(final.weights["backbone.bn1.running_mean"], watcher.means[-1])
+
+    killed = Trainer(plan, tmp_path / "killed", clock=twenty_seconds_a_step())
+    watcher = StatisticsWatcher(killed, last=5)
+    with pytest.raises(watcher.Stop):
+        killed.run(shapes_data, monitors=[watcher])
+    resumed = Trainer(plan, tmp_path, clock=twenty_seconds_a_step()).resumed(tmp_path / "killed" / "last.pt")
+    final = resumed.run(shapes_data)
+    assert resumed.steps == 6
+    assert torch.equal(final.weights["backbone.bn1.running_mean"], watcher.means[-1])
+
+
+def test_late_in_a_training_the_averaged_network_is_trained(plan, shapes_data, tmp_path, monkeypatch):
     trainer = Trainer(replace(plan, minutes=2, settled=0.5), tmp_path, clock=twenty_seconds_a_step())
-    means: list[torch.Tensor] = []
+    apart: list[float] = []
+    step = trainer.step
 
-    class Looker(Watcher):
-        def stepped(self, status):
-            super().stepped(status)
-            means.append(trainer.network.backbone.bn1.running_mean.clone())
+    def watched(batches):
+        mine, averaged = (torch.cat([p.flatten() for p in n.parameters()]) for n in (trainer.network, trainer.averaged))
+        apart.append(float((mine - averaged).detach().abs().sum()))
+        return step(batches)
 
-    looker = Looker()
-    final = trainer.run(shapes_data, monitors=[looker])
-    assert looker.steps == [1, 2, 3, 4, 5, 6]
-    assert [torch.equal(one, other) for one, other in pairwise(means)] == [False, False, False, True, True]
-    assert torch.equal(final.weights["backbone.bn1.running_mean"], means[-1])
+    monkeypatch.setattr(trainer, "step", watched)
+    trainer.run(shapes_data)
+    assert [distance > 0 for distance in apart] == [False, True, True, False, True, True]
 
 
 def test_accumulated_batches_make_one_step_of_all_of_them(plan: Plan, shapes_data, geometry, tmp_path):

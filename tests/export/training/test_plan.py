@@ -17,11 +17,18 @@ def plan(geometry) -> Plan:
     )
 
 
-def test_rate_rises_then_falls_to_nothing(plan: Plan):
-    plan = replace(plan, warm_up=0.1)
-    rates = [plan.rate(p) for p in (0.0, 0.05, 0.1, 0.5, 1.0, 1.5)]
+def test_rate_rises_then_falls_to_nothing_and_once_more_for_the_settled_network(plan: Plan):
+    plan = replace(plan, warm_up=0.1, settled=0.8, settled_rate=0.2)
+    rates = [plan.rate(p) for p in (0.0, 0.05, 0.1, 0.5, 0.799999)]
     assert rates[0] < rates[1] < rates[2] == plan.learning_rate
-    assert rates[2] > rates[3] > rates[4] == rates[5] == pytest.approx(plan.learning_rate / 1000)
+    assert rates[2] > rates[3] > rates[4] == pytest.approx(plan.learning_rate / 1000, rel=1e-3)
+    rates = [plan.rate(p) for p in (0.8, 0.9, 1.0, 1.5)]
+    assert rates[0] == pytest.approx(plan.learning_rate / 5)
+    assert rates[0] > rates[1] > rates[2] == rates[3] == pytest.approx(plan.learning_rate / 5000)
+
+
+def test_rate_of_a_training_that_never_settles_falls_to_its_end(plan: Plan):
+    assert replace(plan, settled=2.0).rate(1.0) == pytest.approx(plan.learning_rate / 1000)
 
 
 def test_stages_and_clicks_follow_the_time(plan: Plan):
