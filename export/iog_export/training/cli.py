@@ -120,6 +120,14 @@ INTERRUPTED = 130  # exit code
     help=f"At its peak.  [default: {LEARNING_RATE_FROM_SCRATCH:g}, with --init {LEARNING_RATE_FROM_TRAINED:g}]",
 )
 @click.option(
+    "--settled",
+    type=Number(min=0, max=1),
+    default=Plan.settled,
+    show_default=True,
+    help="From this share of the time on, train as the network will be deployed: at --size, with fixed batch norms, "
+    "from a quarter of the learning rate down. 0 only polishes a trained network.",
+)
+@click.option(
     "--memory",
     type=Number(min=0),
     default=4.0,
@@ -159,6 +167,7 @@ def train(
     augmentation: float,
     accumulate: int,
     learning_rate: float | None,
+    settled: float,
     memory: float,
     seed: int,
     device: str,
@@ -215,6 +224,7 @@ def train(
             clicks=CLICKS_FROM_TRAINED if initial else CLICKS_FROM_SCRATCH,
             accumulate=accumulate,
             learning_rate=learning_rate or (LEARNING_RATE_FROM_TRAINED if initial else LEARNING_RATE_FROM_SCRATCH),
+            settled=settled,
             seed=seed,
             provenance={
                 "data": _collections(training),

@@ -60,8 +60,9 @@ class Plan:
     learning_rate, weight_decay: of AdamW, at the peak and on weights alone; clip: of the gradient's norm.
     average: decay, per step, of the averaged weights, which are the ones that are kept.
     settled: the share of the time from which the averaged network is trained, in which batch norms keep the statistics
-        that they are then given, for every number of clicks the same, as when it is deployed; settled_rate: the
-        learning rate from there, as a share of its peak; norm_crops: over how many crops the statistics are measured.
+        that they are then given, for every number of clicks the same, as when it is deployed, and in the last stage;
+        settled_rate: the learning rate from there, as a share of its peak; norm_crops: over how many crops the
+        statistics are measured.
     save_every_s, validate_every_s: of the training's time, in seconds.
     """
 
@@ -97,7 +98,9 @@ class Plan:
         }
 
     def stage(self, progress: float) -> int:
-        """The index of the stage at this share of the time."""
+        """The index of the stage at this share of the time; of the last one for the settled network."""
+        if progress >= self.settled:
+            return len(self.stages) - 1
         return max(i for i, (start, _) in enumerate(self.stages) if start <= max(progress, 0.0))
 
     def rate(self, progress: float) -> float:

@@ -175,6 +175,15 @@ def test_late_in_a_training_batch_norms_keep_the_statistics_of_the_deployed_netw
     assert torch.equal(final.weights["backbone.bn1.running_mean"], watcher.means[-1])
 
 
+def test_a_network_that_is_only_polished_keeps_its_batch_norms_from_the_first_step(plan, shapes_data, tmp_path):
+    plan = replace(plan, settled=0.0, stages=((0.0, Stage(32, 2, 1.0)), (0.6, Stage(64, 2, 0.5))))
+    trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
+    watcher = StatisticsWatcher(trainer)
+    trainer.run(shapes_data, monitors=[watcher])
+    assert watcher.sizes == [64, 64, 64]
+    assert all(torch.equal(mean, watcher.means[0]) for mean in watcher.means)
+
+
 def test_late_in_a_training_the_averaged_network_is_trained(plan, shapes_data, tmp_path, monkeypatch):
     trainer = Trainer(replace(plan, minutes=2, settled=0.5), tmp_path, clock=twenty_seconds_a_step())
     apart: list[float] = []

@@ -33,6 +33,7 @@ def test_rate_of_a_training_that_never_settles_falls_to_its_end(plan: Plan):
 
 def test_stages_and_clicks_follow_the_time(plan: Plan):
     assert [plan.stage(p) for p in (0.0, 0.49, 0.5, 1.2)] == [0, 0, 1, 1]
+    assert [replace(plan, settled=s).stage(0.2) for s in (0.3, 0.2, 0.0)] == [0, 1, 1]
     rng = np.random.default_rng(0)
     early, middle, late = ({plan.corrections(p, rng) for _ in range(200)} for p in (0.1, 0.3, 0.9))
     assert (early, middle, late) == ({0}, {0, 1}, {0, 1, 2, 3, 4})
