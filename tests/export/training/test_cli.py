@@ -65,8 +65,9 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
         (["--minutes", "0"], "--minutes"),
         (["--width", "33"], "33 is odd"),
         (["--seed", "-1"], "-1 is not in the range x>=0"),
-        (["--init", "default", "--width", "32"], "width is 64 there and 32 here: a network grows to more"),
-        (["--init", "default", "--backbone", "resnet50"], "backbone is resnet18 there and resnet50 here"),
+        (["--settled", "1.5"], "1.5 is not in the range 0<=x<=1"),
+        (["--init", "default", "--width", "32"], "width is 96 there and 32 here: a network grows to more"),
+        (["--init", "default", "--backbone", "resnet50"], "backbone is resnet30 there and resnet50 here"),
     ],
 )
 def test_wrong_options_are_refused_with_a_reason(folder, tmp_path, options, expected):

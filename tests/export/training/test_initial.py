@@ -12,7 +12,7 @@ SPEC = NetworkSpec("resnet18", width=8)
 
 def test_a_bundle_is_found_by_its_directory_and_by_its_name():
     by_directory, by_name = Initial.read(str(DEFAULT_BUNDLE)), Initial.read("default")
-    assert by_directory.network.spec == by_name.network.spec == NetworkSpec("resnet18", width=64, normalize=True)
+    assert by_directory.network.spec == by_name.network.spec == NetworkSpec("resnet30", width=96, normalize=True)
     assert (by_directory.size, by_directory.folded) == (Bundle.open(DEFAULT_BUNDLE).guidance.size, True)
     assert by_directory.source == by_name.source
     assert by_directory.source.startswith("bundle default, sha256 ")
