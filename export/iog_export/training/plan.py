@@ -105,11 +105,11 @@ class Plan:
 
     def rate(self, progress: float) -> float:
         """One cycle, a linear rise, then half a cosine down to a thousandth; half a cosine for the settled network."""
-        if progress < self.warm_up:
-            return self.learning_rate * (0.05 + 0.95 * progress / self.warm_up)
         start, end, peak = self.warm_up, min(self.settled, 1.0), self.learning_rate
         if progress >= self.settled:
-            start, end, peak = end, 1.0, peak * self.settled_rate
+            start, end, peak = max(end, start), 1.0, peak * self.settled_rate
+        if progress < self.warm_up:
+            return peak * (0.05 + 0.95 * progress / self.warm_up)
         fall = min((progress - start) / max(end - start, 1e-9), 1.0)
         return peak * (0.001 + 0.999 * (1 + math.cos(math.pi * fall)) / 2)
 

@@ -27,6 +27,11 @@ def test_rate_rises_then_falls_to_nothing_and_once_more_for_the_settled_network(
     assert rates[0] > rates[1] > rates[2] == rates[3] == pytest.approx(plan.learning_rate / 5000)
 
 
+def test_rate_of_a_polished_network_never_exceeds_its_own_peak(plan: Plan):
+    plan = replace(plan, warm_up=0.1, settled=0.0, settled_rate=0.2)
+    assert max(plan.rate(p) for p in np.linspace(0, 1, 101)) == pytest.approx(plan.learning_rate / 5)
+
+
 def test_rate_of_a_training_that_never_settles_falls_to_its_end(plan: Plan):
     assert replace(plan, settled=2.0).rate(1.0) == pytest.approx(plan.learning_rate / 1000)
 
