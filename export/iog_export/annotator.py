@@ -86,8 +86,8 @@ def correction(
     wrong = predicted != truth
     if known is not None:
         wrong &= known
-    best_area, best_positive = 0, False
-    best_region: BoolArray | None = None
+    best_area, best_positive, left, top = 0, False, 0, 0
+    best_region: BoolArray | None = None  # cut out: most of them are small, and cost as little
     for positive in (True, False):
         errors = (wrong & (truth == positive)).astype(np.uint8)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(errors, connectivity=4)
@@ -95,8 +95,10 @@ def correction(
             label = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
             area = int(stats[label, cv2.CC_STAT_AREA])
             if area > best_area:
-                best_area, best_region, best_positive = area, np.asarray(labels == label), positive
+                left, top, width, height, _ = stats[label].tolist()
+                best_region = np.asarray(labels[top : top + height, left : left + width] == label)
+                best_area, best_positive = area, positive
     if best_region is None:
         return None
     point = inside_point(best_region, rng, share=0.5)
-    return Correction(Click(point.x, point.y, best_positive), best_area)
+    return Correction(Click(left + point.x, top + point.y, best_positive), best_area)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import cv2
 import torch
 from iog.cli.values import Number
 from iog.crop import CropSpec
@@ -110,9 +111,9 @@ INTERRUPTED = 130  # exit code
     type=Number(0, 1),
     default=0.4,
     show_default=True,
-    help="Strength of distortions, occluders and other colours; half of it at the end. Up to 1 where every object is "
-    "seen dozens of times.",
+    help="Strength of distortions, occluders and other colours. Up to 1 where every object is seen dozens of times.",
 )
+@click.option("--last-augmentation", type=Number(0, 1), help="The same, at the end.  [default: half of --augmentation]")
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
 @click.option(
     "--learning-rate",
@@ -165,6 +166,7 @@ def train(
     size: int | None,
     batch: int,
     augmentation: float,
+    last_augmentation: float | None,
     accumulate: int,
     learning_rate: float | None,
     settled: float,
@@ -203,6 +205,7 @@ def train(
             level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
         )
         torch.set_num_threads(threads or default_threads(machine.neighbours))
+        cv2.setNumThreads(0)  # annotators and loaders are threads and processes of their own
         lists = open_layout(data, "train", train_list, form), open_layout(data, "val", val_list, form)
         if both := shared(*lists):
             problem = f"{len(both)} of its photographs, such as {both[0]}, are trained on; name others"
@@ -220,7 +223,9 @@ def train(
                 GuidanceSpec(size, fwhm=10 * size / 512),
             ),
             minutes=minutes,
-            stages=(settling if initial else growing)(size, batch, augmentation),
+            stages=(settling if initial else growing)(
+                size, batch, augmentation, augmentation / 2 if last_augmentation is None else last_augmentation
+            ),
             clicks=CLICKS_FROM_TRAINED if initial else CLICKS_FROM_SCRATCH,
             accumulate=accumulate,
             learning_rate=learning_rate or (LEARNING_RATE_FROM_TRAINED if initial else LEARNING_RATE_FROM_SCRATCH),

@@ -80,7 +80,7 @@ class Trainer:
         self.network: IOG = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.Coarse_net.upsamples[0].requires_grad_(False)  # unused, and DistributedDataParallel waits for all
         self.averaged: IOG = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.model: nn.Module = Clicking(self.network, plan.geometry, self.machine.arithmetic)
+        self.model: nn.Module = Clicking(self.network, plan.geometry, self.machine.arithmetic, self.machine.annotators)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -331,7 +331,7 @@ class Trainer:
             batches,
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=6,
+            prefetch_factor=max(6 // workers, 2),  # a batch ready for each step, however long one takes to prepare
             multiprocessing_context="fork",
             pin_memory=self.machine.device.type == "cuda",
             worker_init_fn=left_to_the_parent,

@@ -32,13 +32,15 @@ class Machine:
     """A device, and the place of this process among those that `torchrun` started.
 
     arithmetic: of the convolutions: torch.float32, torch.bfloat16, or torch.float16 with scaled gradients.
-    workers: processes that prepare batches. rank: from 0 to `processes` - 1; the first one writes files and validates.
+    workers: processes that prepare batches. annotators: threads that click while the device computes.
+    rank: from 0 to `processes` - 1; the first one writes files and validates.
     neighbours: how many of these processes share the computer with this one, itself among them.
     """
 
     device: torch.device = CPU
     arithmetic: torch.dtype = torch.float32
     workers: int = 1
+    annotators: int = 1
     rank: int = 0
     processes: int = 1
     neighbours: int = 1
@@ -121,6 +123,11 @@ def default_workers(device: torch.device, neighbours: int) -> int:
     return max(default_threads(neighbours) - 1, 1) if device.type == "cuda" else 1
 
 
+def default_annotators(device: torch.device, neighbours: int) -> int:
+    """Few enough to leave cores to those that prepare batches; on a CPU they and the network take turns anyway."""
+    return max(default_threads(neighbours) // 2, 1) if device.type == "cuda" else 1
+
+
 def default_threads(neighbours: int) -> int:
     """A process's share of the computer's cores. neighbours: processes of the training on it."""
     return max((os.cpu_count() or 1) // neighbours, 1)
@@ -142,6 +149,7 @@ def joined(device: str, arithmetic: torch.dtype | None, workers: int | None) -> 
         device=found,
         arithmetic=arithmetic or native_arithmetic(found),
         workers=workers if workers is not None else default_workers(found, neighbours),
+        annotators=default_annotators(found, neighbours),
         rank=rank,
         processes=processes,
         neighbours=neighbours,

@@ -31,22 +31,24 @@ LEARNING_RATE_FROM_SCRATCH = 2e-3
 LEARNING_RATE_FROM_TRAINED = 5e-4
 
 
-def growing(size: int, batch: int, augmentation: float) -> StageSchedule:
-    """Crops that grow to the side `size`, of which `batch` go at once, with augmentation that falls to half of its
-    strength. Small crops first: early on, passes teach more than pixels.
+def growing(size: int, batch: int, augmentation: float, last: float) -> StageSchedule:
+    """Crops that grow to the side `size`, of which `batch` go at once, with augmentation that falls to the strength
+    `last`. Small crops first: early on, passes teach more than pixels.
     """
     return (
         (0.0, Stage(size // 2, 2 * batch, augmentation)),
-        (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2, 0.75 * augmentation)),
-        (0.78, Stage(size, batch, 0.5 * augmentation)),
+        (0.55, Stage(size * 3 // 4 // 32 * 32, 3 * batch // 2, (augmentation + last) / 2)),
+        (0.78, Stage(size, batch, last)),
     )
 
 
-def settling(size: int, batch: int, augmentation: float) -> StageSchedule:
-    """For a network that segments already: crops of two thirds of the side `size`, then of all of it."""
+def settling(size: int, batch: int, augmentation: float, last: float) -> StageSchedule:
+    """For a network that segments already: crops of two thirds of the side `size`, then of all of it, with augmentation
+    of the strength `last`.
+    """
     return (
         (0.0, Stage(max(size * 2 // 3 // 32 * 32, 64), 3 * batch // 2, augmentation)),
-        (0.6, Stage(size, batch, 0.5 * augmentation)),
+        (0.6, Stage(size, batch, last)),
     )
 
 

@@ -47,13 +47,14 @@ def test_train_writes_a_checkpoint_shows_figures_beside_baselines_and_starts_fro
     assert [stage[-1] for stage in contents["provenance"]["stages"]] == pytest.approx([0.8, 0.6, 0.4])
     assert list((first / "tensorboard").iterdir())
 
-    options = ["--minutes", "0.001", "--threads", "1", "--batch", "2", "--width", "10"]
+    options = ["--minutes", "0.001", "--threads", "1", "--batch", "2", "--width", "10", "--last-augmentation", "0"]
     options += ["--init", str(first / "final.pt")]
     result = CliRunner().invoke(train, [str(folder), "--out", str(second), *options], catch_exceptions=False)
     assert result.exit_code == 0
     snapshot = Snapshot.read(second / "final.pt")
     assert (snapshot.spec.width, snapshot.geometry.crop.size) == (10, 128)
     assert [stage[1] for stage in snapshot.provenance["stages"]] == [64, 128]
+    assert [stage[-1] for stage in snapshot.provenance["stages"]] == [0.4, 0.0]
     assert snapshot.provenance["init"].startswith("final.pt, sha256 ")
 
 

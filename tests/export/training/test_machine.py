@@ -3,6 +3,7 @@ import torch
 from iog_export.training.machine import (
     DeviceError,
     Machine,
+    default_annotators,
     default_threads,
     default_workers,
     find_device,
@@ -57,6 +58,8 @@ def test_a_gpu_takes_what_the_cores_prepare(monkeypatch):
     assert default_workers(torch.device("cuda:0"), 1) == 15
     assert default_workers(torch.device("cuda:0"), 4) == 3
     assert default_workers(CPU, 1) == 1
+    assert [default_annotators(torch.device("cuda:0"), n) for n in (1, 4, 16)] == [8, 2, 1]
+    assert default_annotators(CPU, 1) == 1
 
 
 def test_cores_are_divided_among_the_processes_of_one_computer(monkeypatch):
