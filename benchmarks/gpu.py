@@ -22,7 +22,7 @@ from iog.prompt import Prompt
 from rich.table import Table
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-GRAPHS = ("encoder", "clicks", "head", "network")  # stages in which one runs
+STAGES = ("crop", "encoder", "clicks", "head", "network", "mask")
 WARM_UP = 10  # runs before those that count
 EPILOG = """\b
 Examples:
@@ -62,7 +62,7 @@ def main(model: Path | None, backend: str, device: str, clicks: int, path: Path 
 
 
 def end_to_end(bundle: Bundle, engine: Backend, clicks: int) -> dict[str, list[float]]:
-    """Milliseconds of `clicks` first clicks and of as many corrections, and of the graphs that each of them ran."""
+    """Milliseconds of `clicks` first clicks and of as many corrections, and of their stages."""
     times: dict[str, list[float]] = defaultdict(list)
     with Predictor(bundle, engine) as predictor:
         image, stages = frame(), dict[str, float]()
@@ -79,7 +79,7 @@ def end_to_end(bundle: Bundle, engine: Backend, clicks: int) -> dict[str, list[f
                 milliseconds = (time.perf_counter() - start) * 1e3
                 if number >= 0:
                     times[name].append(milliseconds)
-                    for stage in filter(stages.__contains__, GRAPHS):
+                    for stage in filter(stages.__contains__, STAGES):
                         times[f"{name}: {stage}"].append(stages[stage] * 1e3)
     return dict(times)
 

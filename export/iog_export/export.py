@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import torch
 from iog.backends.ort import OrtBackend
+from iog.backends.surgery import KEEP_FLOAT
 from iog.bundle import (
     FEATURES,
     FORMAT,
@@ -43,7 +44,7 @@ from .segmenter import torch_segmenter
 from .split import split, whole
 from .storage import channel_ranges, store_as_half, store_as_uint8
 from .tensorrt import EnginePlan, build_engines, prove_engines, target
-from .to_onnx import KEEP_FLOAT, OnnxGraph, Precision, export_graph, finish, to_half_storage
+from .to_onnx import OnnxGraph, Precision, export_graph, finish, to_half_storage
 from .verify import LOGIT_TOLERANCE, Case, cases, check_graph, prove, summary
 
 Storage = Literal["fp32", "fp16", "uint8"]

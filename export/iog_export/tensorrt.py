@@ -13,21 +13,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import onnx
 from iog.backends.cache import cache_directory
 from iog.backends.cuda import CudaMemory
 from iog.backends.device import adapted, shapes
+from iog.backends.surgery import to_half
 from iog.backends.trt import PORTABLE_FROM, TrtBackend, installed_apis, logger_of
 from iog.bundle import Bundle, EngineInfo, GraphInfo, Manifest, write_bundle
 from iog.errors import BackendError, BackendUnavailable, BundleError
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from onnxruntime.transformers.float16 import convert_float_to_float16
-from onnxruntime.transformers.onnx_model import OnnxModel
 
 from .networks import IOG
 from .quantize import FLOAT_GRAPHS, Inputs, Reader, Sample
-from .to_onnx import KEEP_FLOAT, Precision
+from .to_onnx import Precision
 from .verify import Case, prove
 
 GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120")  # that TensorRT-RTX can be told to build for
@@ -116,16 +114,6 @@ def _quantized(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, bytes]:
         for name, model in bundle.graphs.items()
         if name not in FLOAT_GRAPHS
     }
-
-
-def to_half(model: bytes) -> bytes:
-    """Weights, features and arithmetic in float16; click maps, cells and logits stay float32 where they pass."""
-    proto = onnx.load_from_string(model)
-    keep = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name in KEEP_FLOAT]
-    half = OnnxModel(convert_float_to_float16(proto, keep_io_types=keep))
-    half.topological_sort()
-    onnx.checker.check_model(half.model)
-    return bytes(half.model.SerializeToString())
 
 
 def to_symmetric_int8(model: bytes, samples: Iterable[Inputs]) -> bytes:

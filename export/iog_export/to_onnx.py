@@ -28,7 +28,6 @@ DTYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.FLOAT: "float32",
 }
-KEEP_FLOAT = frozenset({"clicks", "cells", "logits"})  # small, and drawn or thresholded by the runtime in float32
 HALF_SUFFIX = "_fp16"  # of the names under which such weights are stored
 HALF_MIN_VALUES = 64  # smaller initializers stay float32: they are scalars and shapes of the arithmetic, not weights
 

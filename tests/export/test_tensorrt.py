@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from iog import Predictor
 from iog.arrays import Array
 from iog.backends.device import adapted
+from iog.backends.surgery import to_half
 from iog.backends.trt import TrtBackend
 from iog.bundle import Bundle, write_bundle
 from iog.errors import BackendError, BackendUnavailable, BundleError
@@ -23,7 +24,7 @@ from iog_export.accuracy import untracked
 from iog_export.cli import export
 from iog_export.networks import IOG, NetworkSpec
 from iog_export.quantize import Sample, record
-from iog_export.tensorrt import EnginePlan, build, build_engines, prove_engines, to_half, to_symmetric_int8
+from iog_export.tensorrt import EnginePlan, build, build_engines, prove_engines, to_symmetric_int8
 from iog_export.verify import PHOTOGRAPHS, cases
 from onnx import numpy_helper
 

@@ -123,6 +123,7 @@ def test_a_device_that_this_engine_lacks_is_unavailable(monkeypatch: pytest.Monk
             open_backend("ort", device=device)
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
 def test_a_device_that_does_not_start_is_unavailable(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])

@@ -42,6 +42,10 @@ class HostMemory:
         ctypes.memmove(out.ctypes.data, buffer.address, buffer.nbytes)
         return out
 
+    def copy(self, source: Buffer, to: Buffer) -> None:
+        assert (source.shape, source.dtype) == (to.shape, to.dtype)
+        ctypes.memmove(to.address, source.address, source.nbytes)
+
     def close(self) -> None:
         self.arrays.clear()
 

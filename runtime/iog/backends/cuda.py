@@ -30,7 +30,8 @@ class CudaMemory:
         self._recordings: list[Any] = []
         self._host: dict[int, UInt8Array] = {}  # page-locked, by the device address that it mirrors
         try:
-            self._stream: Any = self._call("cudaStreamCreate")
+            # others' work in the default stream neither waits for it nor breaks into what is recorded
+            self._stream: Any = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
             properties = self._call("cudaGetDeviceProperties", 0)
         except BackendError as e:
             raise BackendUnavailable(f"no GPU can be used here: {e}; check the driver, or use device cpu") from e
@@ -62,6 +63,11 @@ class CudaMemory:
         self._call("cudaMemcpyAsync", host.ctypes.data, buffer.address, buffer.nbytes, kind, self._stream)
         self.wait()
         return host.view(buffer.dtype).reshape(buffer.shape).copy()
+
+    def copy(self, source: Buffer, to: Buffer) -> None:
+        """Copy on the device."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", to.address, source.address, source.nbytes, kind, self._stream)
 
     def wait(self) -> None:
         """Until the stream's work is done. Raises BackendError if it failed."""

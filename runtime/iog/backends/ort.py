@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,6 +18,8 @@ from iog.backends import pages
 from iog.backends.base import Graph
 from iog.bundle import GraphInfo, TensorInfo
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
+
+logger = logging.getLogger(__name__)
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -54,6 +58,10 @@ class OrtBackend:
                 f"ONNX Runtime has no {PROVIDERS[device]} here (it has {', '.join(available)}); "
                 "install iog-runtime[gpu] in place of [cpu], or use device cpu"
             )
+        if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # from NVIDIA's packages, where it does not look
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                onnxruntime.preload_dlls()
+            logger.debug("%s", told.getvalue())
         self._ort = onnxruntime
         self._provider = PROVIDERS[device]
         self._threads = threads

@@ -15,6 +15,7 @@ from iog.backends.cache import cache_directory
 from iog.backends.cuda import CudaMemory
 from iog.backends.device import MOST, Buffer, Memory, adapted, on_device, shapes
 from iog.backends.ort import PROVIDERS, OrtBackend, failure
+from iog.backends.surgery import to_half
 from iog.bundle import Bundle, GraphInfo
 from iog.errors import BackendError, BackendUnavailable
 
@@ -47,25 +48,28 @@ class OrtDeviceBackend(OrtBackend):
         """All graphs of a bundle; raises BackendError, OutOfMemory."""
         memory = self._memory()
         try:
-            exact = bundle.manifest.precision == "fp32"
+            precision = bundle.manifest.precision
             programs = {
-                name: self._program(name, model, info, memory, exact) for name, (model, info) in adapted(bundle).items()
+                name: self._program(name, model, info, memory, precision)
+                for name, (model, info) in adapted(bundle).items()
             }
             return on_device(programs, memory, self._budget)
         except BaseException:
             memory.close()
             raise
 
-    def _program(self, name: str, model: bytes, info: GraphInfo, memory: Memory, exact: bool) -> OrtProgram:
+    def _program(self, name: str, model: bytes, info: GraphInfo, memory: Memory, precision: str) -> OrtProgram:
         if not isinstance(memory, CudaMemory):
             return OrtProgram(name, self._session(name, model, [self._provider]), info, "cpu")
 
+        if precision == "fp16":
+            model = to_half(model)
+
         def program(record: bool) -> OrtProgram:
-            providers = self._providers(name, model, info, memory, exact=exact, record=record)
+            providers = self._providers(name, model, info, memory, precision=precision, record=record)
             return OrtProgram(name, self._session(name, model, providers), info, "cuda", record=record)
 
-        # What runs most, and always from the same buffers. NB: the TensorRT provider has one graph, for all shapes.
-        if name == "head" and self._device == "cuda":
+        if self._device == "cuda":  # NB: the TensorRT provider has one recording, for all shapes
             try:
                 return program(record=True)
             except BackendUnavailable:
@@ -75,10 +79,16 @@ class OrtDeviceBackend(OrtBackend):
         return program(record=False)
 
     def _providers(
-        self, name: str, model: bytes, info: GraphInfo, memory: CudaMemory, *, exact: bool, record: bool
+        self, name: str, model: bytes, info: GraphInfo, memory: CudaMemory, *, precision: str, record: bool
     ) -> list[Any]:
         stream = {"user_compute_stream": str(memory.stream)}
-        cuda = {**stream, "use_tf32": str(int(not exact)), "enable_cuda_graph": str(int(record))}
+        cuda = {
+            **stream,
+            "use_tf32": str(int(precision != "fp32")),
+            "enable_cuda_graph": str(int(record)),
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "prefer_nhwc": str(int(precision == "fp16")),
+        }
         if self._device == "cuda":
             return [(self._provider, cuda)]
         options = dict(stream)
@@ -107,7 +117,8 @@ class OrtProgram:
         self._session = session
         self._device = device
         self._record = record
-        self._recorded: dict[tuple[tuple[int, ...], ...], int] = {}  # ids of the runs, by shapes
+        # By the buffers: what is bound, and the id of its recording.
+        self._known: dict[tuple[Buffer, ...], tuple[Any, int]] = {}
         self._new_options = RunOptions
         self._thread = ThreadPoolExecutor(1, f"iog-{name}") if record else None
 
@@ -119,23 +130,29 @@ class OrtProgram:
             self._thread.submit(self._run, tensors).result()
 
     def _run(self, tensors: Mapping[str, Buffer]) -> None:
-        options = self._new_options()
-        if self._record:
-            key = tuple(tensors[t.name].shape for t in self.info.inputs)
-            recorded = self._recorded.setdefault(key, len(self._recorded) + 1)
-            options.add_run_config_entry("gpu_graph_id", str(recorded))
+        key = tuple(tensors[t.name] for t in (*self.info.inputs, *self.info.outputs))
         try:
-            binding = self._session.io_binding()
-            for declared, bind in ((self.info.inputs, binding.bind_input), (self.info.outputs, binding.bind_output)):
-                for t in declared:
-                    at = tensors[t.name]
-                    bind(t.name, self._device, 0, np.dtype(at.dtype).type, at.shape, at.address)
+            if key not in self._known:
+                self._known[key] = self._bound(tensors), len(self._known) + 1
+            binding, recording = self._known[key]
+            options = self._new_options()
+            if self._record:
+                options.add_run_config_entry("gpu_graph_id", str(recording))
             self._session.run_with_iobinding(binding, options)
         except Exception as e:
             raise failure(self._name, e) from e
+
+    def _bound(self, tensors: Mapping[str, Buffer]) -> Any:
+        binding = self._session.io_binding()
+        for declared, bind in ((self.info.inputs, binding.bind_input), (self.info.outputs, binding.bind_output)):
+            for t in declared:
+                at = tensors[t.name]
+                bind(t.name, self._device, 0, np.dtype(at.dtype).type, at.shape, at.address)
+        return binding
 
     def close(self) -> None:
         """Drop the session."""
         if self._thread is not None:
             self._thread.shutdown()
+        self._known.clear()
         self._session = None

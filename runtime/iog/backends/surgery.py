@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 POINTS = TensorInfo(name="points", dtype="int32", shape=("batch", 2, 8, 2))  # 8 or more: see `pad`
 SLOTS = TensorInfo(name="slots", dtype="int32", shape=("batch", 1))
+KEEP_FLOAT = frozenset({"clicks", "cells", "logits"})  # small, and drawn or thresholded by the runtime in float32
 FAR = -(1 << 20)  # a point that no pixel of any frame is near to
 
 
@@ -94,6 +95,26 @@ def take_from_slots(model: bytes, info: GraphInfo) -> tuple[bytes, GraphInfo]:
         changed[t.name] = arena, onnx.helper.make_tensor_value_info(t.name, element, arena.shape)
     slots = onnx.helper.make_tensor_value_info("slots", onnx.TensorProto.INT32, SLOTS.shape)
     return _rebuilt(proto, info, {**changed, "slots": (SLOTS, slots)}, nodes, [axis])
+
+
+def to_half(model: bytes) -> bytes:
+    """Weights, features and arithmetic in float16; click maps, cells and logits stay float32 where they pass.
+
+    Raises BackendError if that is no graph any more.
+    """
+    onnx = _onnx()
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    proto = onnx.load_from_string(model)
+    keep = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name in KEEP_FLOAT]
+    half = OnnxModel(convert_float_to_float16(proto, keep_io_types=keep))
+    half.topological_sort()
+    try:
+        onnx.checker.check_model(half.model)
+    except onnx.checker.ValidationError as e:
+        raise BackendError(f"a graph cannot be computed in half precision: {e}; export the bundle again") from e
+    return bytes(half.model.SerializeToString())
 
 
 def _drawing(side: int, spec: GuidanceSpec, origin: str | None, out: str, opset: int) -> tuple[list[Any], list[Any]]:
