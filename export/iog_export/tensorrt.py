@@ -74,7 +74,7 @@ def build_engines(
     for name, (model, info) in adapted(bundle).items():
         model = to_half(model) if plan.precision == "fp16" else model
         file = f"{directory}/{name}.engine"
-        files[file] = engine = build(api, name, model, info, gpu)
+        files[file] = engine = build(api, name, model, info, gpu, exact=plan.precision == "fp32")
         stored[name] = {"file": file, "sha256": hashlib.sha256(engine).hexdigest()}
     described = {"api": plan.api, "version": api.__version__, "gpu": gpu, "precision": plan.precision}
     return EngineInfo.model_validate({**described, "graphs": stored}), files
@@ -136,8 +136,11 @@ def to_symmetric_int8(model: bytes, samples: Iterable[Inputs]) -> bytes:
         return quantized.read_bytes()
 
 
-def build(api: Any, name: str, model: bytes, info: GraphInfo, gpu: str) -> bytes:
-    """One engine, for batches up to the largest that the runtime makes. Raises BackendError."""
+def build(api: Any, name: str, model: bytes, info: GraphInfo, gpu: str, *, exact: bool = False) -> bytes:
+    """One engine, for batches up to the largest that the runtime makes. Raises BackendError.
+
+    exact: float32 products in float32, which by default lose 13 bits of the factors (TF32).
+    """
     log = logger_of(api)
     builder = api.Builder(log)
     network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -146,6 +149,8 @@ def build(api: Any, name: str, model: bytes, info: GraphInfo, gpu: str) -> bytes
         errors = " ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise BackendError(f"{api.__name__} refuses graph {name!r}: {' '.join(errors.split())}")
     config = builder.create_builder_config()
+    if exact:
+        config.clear_flag(api.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
     for tensor, (smallest, usual, largest) in shapes(name, info).items():
         profile.set_shape(tensor, smallest, usual, largest)

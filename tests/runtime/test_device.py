@@ -252,3 +252,27 @@ def test_memory_that_forgetting_does_not_free_costs_others_nothing(
 def test_only_engines_that_share_memory_take_whole_bundles(split_bundle: Path) -> None:
     assert isinstance(engine(Bundle.open(split_bundle)), BundleBackend)
     assert not isinstance(open_backend("ort"), BundleBackend)
+
+
+def test_of_a_bundle_that_cannot_be_compiled_nothing_is_left(split: Bundle) -> None:
+    closed: list[str] = []
+
+    class Recorded(HostMemory):
+        def close(self) -> None:
+            closed.append("memory")
+
+    backend = OrtDeviceBackend("cpu", 1, budget=1 << 20, memory=Recorded)
+    program = OrtDeviceBackend._program
+
+    def failing(name: str, *arguments: object) -> OrtProgram:
+        if name == "head":
+            raise OutOfMemory("no room")
+        made = program(backend, name, *arguments)  # type: ignore[arg-type]
+        made.close = lambda: closed.append(name)  # type: ignore[method-assign]
+        return made
+
+    backend._program = failing  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemory, match="no room"):
+        backend.load(split)
+    assert closed[-1] == "memory"
+    assert len(closed) == len(split.manifest.graphs)

@@ -119,3 +119,13 @@ def test_recordings_are_freed_with_the_memory() -> None:
     memory.record(lambda: None)
     CudaMemory.close(memory)
     assert runtime.calls.count("cudaGraphDestroy") == runtime.calls.count("cudaGraphExecDestroy") == 2
+
+
+def test_what_a_failed_gpu_does_not_free_keeps_nothing_else_from_being_freed(caplog: pytest.LogCaptureFixture) -> None:
+    memory, runtime = recording("cudaGraphExecDestroy")
+    memory.record(lambda: None)
+    memory._device = [1, 2]
+    CudaMemory.close(memory)
+    assert runtime.calls.count("cudaFree") == 2
+    assert runtime.calls[-1] == "cudaStreamDestroy"
+    assert caplog.messages == ["cudaGraphExecDestroy: invalid"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from iog.arrays import Array, UInt8Array
 from iog.backends.device import Buffer
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
+
+logger = logging.getLogger(__name__)
 
 
 class CudaMemory:
@@ -99,17 +102,21 @@ class CudaMemory:
         self._call("cudaGraphLaunch", recorded, self._stream)
 
     def close(self) -> None:
-        """Free everything; once."""
-        for recording in self._recordings:
-            self._call("cudaGraphExecDestroy", recording)
+        """Free everything; once. What cannot be freed any more, on a GPU that failed, is told to the log."""
+        work = [
+            *(("cudaGraphExecDestroy", recording) for recording in self._recordings),
+            *(("cudaFreeHost", host.ctypes.data) for host in self._host.values()),
+            *(("cudaFree", address) for address in self._device),
+            ("cudaStreamDestroy", self._stream),
+        ]
         self._recordings.clear()
-        for host in self._host.values():
-            self._call("cudaFreeHost", host.ctypes.data)
-        for address in self._device:
-            self._call("cudaFree", address)
         self._host.clear()
         self._device.clear()
-        self._call("cudaStreamDestroy", self._stream)
+        for function, what in work:
+            try:
+                self._call(function, what)
+            except BackendError as e:
+                logger.warning("%s", e)
 
     def _mirror(self, buffer: Buffer) -> UInt8Array:
         host = self._host.get(buffer.address)

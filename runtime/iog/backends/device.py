@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -265,13 +265,25 @@ def adapted(bundle: Bundle) -> dict[str, tuple[bytes, GraphInfo]]:
     }
 
 
-def on_device(programs: Mapping[str, Program], memory: Memory, budget: int) -> dict[str, Graph]:
+def on_device(compiled: Iterable[tuple[str, Program]], memory: Memory, budget: int) -> dict[str, Graph]:
     """A bundle's graphs, compiled from what `adapted` returns, with one arena for features.
 
-    budget: bytes of it; two objects have room at least.
+    compiled: each when it is asked for. budget: bytes of the arena; two objects have room at least.
 
-    Raises OutOfMemory if the device has not so much.
+    Raises OutOfMemory if the device has not so much, and what compiling raises; then nothing is left of either.
     """
+    programs: dict[str, Program] = {}
+    try:
+        programs.update(compiled)
+        return _sharing(programs, memory, budget)
+    except BaseException:
+        for program in programs.values():  # before the memory and the stream that they work with
+            program.close()
+        memory.close()
+        raise
+
+
+def _sharing(programs: Mapping[str, Program], memory: Memory, budget: int) -> dict[str, Graph]:
     device = Device(memory, len(programs))
     if "network" in programs:
         return {"network": DeviceGraph("network", programs["network"], device)}

@@ -46,17 +46,12 @@ class OrtDeviceBackend(OrtBackend):
 
     def load(self, bundle: Bundle) -> Mapping[str, Graph]:
         """All graphs of a bundle; raises BackendError, OutOfMemory."""
+        graphs, precision = adapted(bundle), bundle.manifest.precision
         memory = self._memory()
-        try:
-            precision = bundle.manifest.precision
-            programs = {
-                name: self._program(name, model, info, memory, precision)
-                for name, (model, info) in adapted(bundle).items()
-            }
-            return on_device(programs, memory, self._budget)
-        except BaseException:
-            memory.close()
-            raise
+        programs = (
+            (name, self._program(name, model, info, memory, precision)) for name, (model, info) in graphs.items()
+        )
+        return on_device(programs, memory, self._budget)
 
     def _program(self, name: str, model: bytes, info: GraphInfo, memory: Memory, precision: str) -> OrtProgram:
         if not isinstance(memory, CudaMemory):

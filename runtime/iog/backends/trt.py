@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -87,10 +87,7 @@ class TrtBackend:
             memory = CudaMemory()
             try:
                 return on_device(self._programs(bundle, engine, memory), memory, self._budget)
-            except BaseException as e:
-                memory.close()
-                if not isinstance(e, BackendError):
-                    raise
+            except BackendError as e:
                 reason = str(e)
         if not self._fall_back:
             raise BackendUnavailable(f"no TensorRT engines for this GPU: {reason}")
@@ -107,12 +104,10 @@ class TrtBackend:
             return fallback.load(bundle)
         return {name: fallback.open(name, bundle.graphs[name], info) for name, info in bundle.manifest.graphs.items()}
 
-    def _programs(self, bundle: Bundle, engine: EngineInfo, memory: CudaMemory) -> dict[str, TrtProgram]:
+    def _programs(self, bundle: Bundle, engine: EngineInfo, memory: CudaMemory) -> Iterator[tuple[str, TrtProgram]]:
         api = self._apis[engine.api]
-        return {
-            name: TrtProgram(name, api, bundle.engine(stored), memory, record=name == "head")
-            for name, stored in engine.graphs.items()
-        }
+        for name, stored in engine.graphs.items():
+            yield name, TrtProgram(name, api, bundle.engine(stored), memory)
 
     def _fallback(self) -> Backend:
         try:
@@ -123,9 +118,9 @@ class TrtBackend:
 
 
 class TrtProgram:
-    """An engine and its context. record: repeat each shape's run as a CUDA graph."""
+    """An engine and its context. Each shape's run is repeated as a CUDA graph."""
 
-    def __init__(self, name: str, api: Any, engine: bytes, memory: CudaMemory, *, record: bool) -> None:
+    def __init__(self, name: str, api: Any, engine: bytes, memory: CudaMemory) -> None:
         self._name = name
         self._memory = memory
         self._log = logger_of(api)
@@ -133,8 +128,8 @@ class TrtProgram:
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise BackendError(f"engine of graph {name!r} cannot be opened: {self._log.last}")
-        self._record = record and not hasattr(api, "CudaGraphStrategy")
-        if record and not self._record:  # TensorRT-RTX records by itself, when it has compiled for a shape
+        self._record = not hasattr(api, "CudaGraphStrategy")
+        if not self._record:  # TensorRT-RTX records by itself, when it has compiled for a shape
             config = self._engine.create_runtime_config()
             config.cuda_graph_strategy = api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._context = self._engine.create_execution_context(config)
