@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import cv2
@@ -13,6 +14,10 @@ import onnx.parser
 import pytest
 from click.testing import CliRunner, Result
 from iog.arrays import Array
+from iog.backends.device import adapted
+from iog.backends.ort import DTYPES
+from iog.backends.ort_cuda import OrtDeviceBackend
+from iog.backends.surgery import to_half
 from iog.bundle import Bundle, GraphInfo, TensorInfo
 from iog.crop import CropSpec
 from iog.guidance import GuidanceSpec
@@ -308,3 +313,24 @@ def test_a_folder_that_holds_no_photographs_is_refused_before_any_work(tmp_path:
     assert isinstance(result.exception, DataError)
     assert str(tmp_path) in str(result.exception)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("features", ["fp32", "fp16", "uint8"])
+def test_features_are_stored_alike_where_fp16_bundles_compute_in_halves(
+    album: Path, tmp_path: Path, features: str
+) -> None:
+    out = tmp_path / "half"
+    arguments = ["--precision", "fp16", "--features", features, "--out", str(out)]
+    if features == "uint8":
+        arguments += ["--calibration", str(album), "--max-loss", "100"]
+    result = run(*TINY, *arguments)
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(out)
+    backend = OrtDeviceBackend("cpu", 1, budget=1)
+    for name, (model, info) in adapted(bundle).items():
+        program = backend._program(name, model, info, SimpleNamespace(), bundle.manifest.precision)  # type: ignore[arg-type]
+        session = program._session
+        for declared, found in ((info.inputs, session.get_inputs()), (info.outputs, session.get_outputs())):
+            assert [(t.name, t.dtype) for t in declared] == [(t.name, DTYPES[t.type]) for t in found]
+        weights = onnx.load_from_string(to_half(model)).graph.initializer
+        assert sum(t.data_type == onnx.TensorProto.FLOAT16 for t in weights) > 5

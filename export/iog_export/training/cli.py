@@ -45,7 +45,7 @@ from .plan import (
     growing,
     settling,
 )
-from .samples import Geometry
+from .samples import WEIGHTS, Geometry
 from .snapshot import Snapshot
 from .validation import summarize
 
@@ -233,6 +233,7 @@ def train(
             seed=seed,
             provenance={
                 "data": _collections(training),
+                "drawn": {name: weight for name, weight in WEIGHTS.items() if name in _collections(training)},
                 "train_list": train_list.name if train_list else "train",
                 "init": initial.source if initial else None,
             },
@@ -309,7 +310,7 @@ def _run(trainer: Trainer, training: DataSet, validation: DataSet, console: Cons
 def _machine_line(machine: Machine) -> str:
     arithmetic = str(machine.arithmetic).removeprefix("torch.")
     processes = f", {machine.processes} processes" if machine.processes > 1 else ""
-    return f"on {machine.device} in {arithmetic}, {machine.workers} loading{processes}"
+    return f"on {machine.device} in {arithmetic}, {machine.workers} loading, {machine.annotators} clicking{processes}"
 
 
 def _collections(data: DataSet) -> dict[str, int]:

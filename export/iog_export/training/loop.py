@@ -331,7 +331,7 @@ class Trainer:
             batches,
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=max(6 // workers, 2),  # a batch ready for each step, however long one takes to prepare
+            prefetch_factor=max(6 // workers, 2),  # of each worker; what is ahead when a stage ends is of that stage
             multiprocessing_context="fork",
             pin_memory=self.machine.device.type == "cuda",
             worker_init_fn=left_to_the_parent,

@@ -32,7 +32,7 @@ class Machine:
     """A device, and the place of this process among those that `torchrun` started.
 
     arithmetic: of the convolutions: torch.float32, torch.bfloat16, or torch.float16 with scaled gradients.
-    workers: processes that prepare batches. annotators: threads that click while the device computes.
+    workers: processes that prepare batches. annotators: threads that click, for whom the device waits.
     rank: from 0 to `processes` - 1; the first one writes files and validates.
     neighbours: how many of these processes share the computer with this one, itself among them.
     """
@@ -124,7 +124,7 @@ def default_workers(device: torch.device, neighbours: int) -> int:
 
 
 def default_annotators(device: torch.device, neighbours: int) -> int:
-    """Few enough to leave cores to those that prepare batches; on a CPU they and the network take turns anyway."""
+    """With those that prepare batches more than there are cores: those have batches ahead while the device waits."""
     return max(default_threads(neighbours) // 2, 1) if device.type == "cuda" else 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,10 @@ from iog.backends.device import Buffer
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 
 logger = logging.getLogger(__name__)
+
+# Held while anything is recorded, and while memory comes or goes: ONNX Runtime records in CUDA's global mode, which
+# another thread's allocation breaks.
+RECORDING = threading.RLock()
 
 
 class CudaMemory:
@@ -48,7 +53,8 @@ class CudaMemory:
 
     def allocate(self, nbytes: int) -> int:
         """Address of new memory, which stays until `close`. Raises OutOfMemory."""
-        address = int(self._call("cudaMalloc", nbytes))
+        with RECORDING:
+            address = int(self._call("cudaMalloc", nbytes))
         self._device.append(address)
         return address
 
@@ -112,16 +118,18 @@ class CudaMemory:
         self._recordings.clear()
         self._host.clear()
         self._device.clear()
-        for function, what in work:
-            try:
-                self._call(function, what)
-            except BackendError as e:
-                logger.warning("%s", e)
+        with RECORDING:
+            for function, what in work:
+                try:
+                    self._call(function, what)
+                except BackendError as e:
+                    logger.warning("%s", e)
 
     def _mirror(self, buffer: Buffer) -> UInt8Array:
         host = self._host.get(buffer.address)
         if host is None:
-            address = int(self._call("cudaHostAlloc", buffer.nbytes, self._cuda.cudaHostAllocDefault))
+            with RECORDING:
+                address = int(self._call("cudaHostAlloc", buffer.nbytes, self._cuda.cudaHostAllocDefault))
             host = np.ctypeslib.as_array((ctypes.c_uint8 * buffer.nbytes).from_address(address))
             self._host[buffer.address] = host
         return host

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,8 +17,6 @@ from iog.backends import pages
 from iog.backends.base import Graph
 from iog.bundle import GraphInfo, TensorInfo
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
-
-logger = logging.getLogger(__name__)
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -58,10 +55,7 @@ class OrtBackend:
                 f"ONNX Runtime has no {PROVIDERS[device]} here (it has {', '.join(available)}); "
                 "install iog-runtime[gpu] in place of [cpu], or use device cpu"
             )
-        if device != "cpu" and hasattr(onnxruntime, "preload_dlls"):  # from NVIDIA's packages, where it does not look
-            with contextlib.redirect_stdout(io.StringIO()) as told:
-                onnxruntime.preload_dlls()
-            logger.debug("%s", told.getvalue())
+        self._missing = "" if device == "cpu" else _preloaded()
         self._ort = onnxruntime
         self._provider = PROVIDERS[device]
         self._threads = threads
@@ -91,7 +85,8 @@ class OrtBackend:
         session._model_bytes = None  # which it would keep for ever, only to open itself again with other providers
         if self._provider not in session.get_providers():  # where it fails to start, the session silently uses the CPU
             raise BackendUnavailable(
-                f"ONNX Runtime has {self._provider}, but it does not start: check the driver, or use device cpu"
+                f"ONNX Runtime has {self._provider}, but it does not start: check the driver{self._missing}, "
+                "or use device cpu"
             )
         return session
 
@@ -148,6 +143,22 @@ def share_arena() -> None:
     same_as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
     with contextlib.suppress(RuntimeError):  # one is registered already: any is as good
         ort.create_and_register_allocator(memory, same_as_requested)
+
+
+@cache
+def _preloaded() -> str:
+    """Load CUDA's and cuDNN's libraries from NVIDIA's packages, where ONNX Runtime does not look by itself.
+
+    Returns, for the middle of a message, what it said of those that it did not find.
+    """
+    import onnxruntime
+
+    if not hasattr(onnxruntime, "preload_dlls"):  # before 1.21
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        onnxruntime.preload_dlls()
+    said = " ".join(told.getvalue().split())
+    return f" ({said})" if said else ""
 
 
 @cache

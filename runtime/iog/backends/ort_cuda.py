@@ -6,13 +6,15 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from iog.backends.base import Graph
 from iog.backends.cache import cache_directory
-from iog.backends.cuda import CudaMemory
+from iog.backends.cuda import RECORDING, CudaMemory
 from iog.backends.device import MOST, Buffer, Memory, adapted, on_device, shapes
 from iog.backends.ort import PROVIDERS, OrtBackend, failure
 from iog.backends.surgery import to_half
@@ -20,6 +22,8 @@ from iog.bundle import Bundle, GraphInfo
 from iog.errors import BackendError, BackendUnavailable
 
 logger = logging.getLogger(__name__)
+
+RECORDED = 3  # runs of one shape, after which it has surely been recorded
 
 
 class OrtDeviceBackend(OrtBackend):
@@ -54,11 +58,10 @@ class OrtDeviceBackend(OrtBackend):
         return on_device(programs, memory, self._budget)
 
     def _program(self, name: str, model: bytes, info: GraphInfo, memory: Memory, precision: str) -> OrtProgram:
+        if precision == "fp16":
+            model = to_half(model, [t.name for t in (*info.inputs, *info.outputs) if t.dtype == "float32"])
         if not isinstance(memory, CudaMemory):
             return OrtProgram(name, self._session(name, model, [self._provider]), info, "cpu")
-
-        if precision == "fp16":
-            model = to_half(model)
 
         def program(record: bool) -> OrtProgram:
             providers = self._providers(name, model, info, memory, precision=precision, record=record)
@@ -97,6 +100,15 @@ class OrtDeviceBackend(OrtBackend):
         return [(self._provider, options), (PROVIDERS["cuda"], {**cuda, "enable_cuda_graph": "0"})]
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is bound, the id of its recording, and how often it ran."""
+
+    binding: Any
+    recording: int
+    runs: int = 0
+
+
 class OrtProgram:
     """A session that reads and writes device memory where it lies.
 
@@ -112,8 +124,7 @@ class OrtProgram:
         self._session = session
         self._device = device
         self._record = record
-        # By the buffers: what is bound, and the id of its recording.
-        self._known: dict[tuple[Buffer, ...], tuple[Any, int]] = {}
+        self._known: dict[tuple[Buffer, ...], _Known] = {}  # by the buffers
         self._new_options = RunOptions
         self._thread = ThreadPoolExecutor(1, f"iog-{name}") if record else None
 
@@ -127,13 +138,15 @@ class OrtProgram:
     def _run(self, tensors: Mapping[str, Buffer]) -> None:
         key = tuple(tensors[t.name] for t in (*self.info.inputs, *self.info.outputs))
         try:
-            if key not in self._known:
-                self._known[key] = self._bound(tensors), len(self._known) + 1
-            binding, recording = self._known[key]
+            known = self._known.get(key)
+            if known is None:
+                known = self._known[key] = _Known(self._bound(tensors), len(self._known) + 1)
             options = self._new_options()
             if self._record:
-                options.add_run_config_entry("gpu_graph_id", str(recording))
-            self._session.run_with_iobinding(binding, options)
+                options.add_run_config_entry("gpu_graph_id", str(known.recording))
+            known.runs += 1
+            with RECORDING if self._record and known.runs <= RECORDED else nullcontext():
+                self._session.run_with_iobinding(known.binding, options)
         except Exception as e:
             raise failure(self._name, e) from e
 

@@ -6,7 +6,7 @@ Only what composes graphs needs the onnx package: the extras `gpu` and `trt` bri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,23 +97,24 @@ def take_from_slots(model: bytes, info: GraphInfo) -> tuple[bytes, GraphInfo]:
     return _rebuilt(proto, info, {**changed, "slots": (SLOTS, slots)}, nodes, [axis])
 
 
-def to_half(model: bytes) -> bytes:
-    """Weights, features and arithmetic in float16; click maps, cells and logits stay float32 where they pass.
+def to_half(model: bytes, keep: Collection[str] = KEEP_FLOAT) -> bytes:
+    """Weights and arithmetic in float16, and inputs and outputs but for those to `keep` in float32.
 
-    Raises BackendError if that is no graph any more.
+    What quantizes features does so from float32. Raises BackendError if it cannot be done.
     """
     onnx = _onnx()
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     proto = onnx.load_from_string(model)
-    keep = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name in KEEP_FLOAT]
-    half = OnnxModel(convert_float_to_float16(proto, keep_io_types=keep))
-    half.topological_sort()
+    kept = [v.name for v in (*proto.graph.input, *proto.graph.output) if v.name in keep]
+    in_float = [*DEFAULT_OP_BLOCK_LIST, "QuantizeLinear", "DequantizeLinear"]
     try:
+        half = OnnxModel(convert_float_to_float16(proto, keep_io_types=kept, op_block_list=in_float))
+        half.topological_sort()
         onnx.checker.check_model(half.model)
-    except onnx.checker.ValidationError as e:
-        raise BackendError(f"a graph cannot be computed in half precision: {e}; export the bundle again") from e
+    except Exception as e:  # the converter's have no common base
+        raise BackendError(f"a graph cannot be computed in half precision: {e}; use an fp32 bundle") from e
     return bytes(half.model.SerializeToString())
 
 
