@@ -97,6 +97,18 @@ def mean_curve(records: Iterable[Record], segmenter: str) -> dict[int, float]:
     return {3 + i: float(np.mean([track.ious[i] for track in tracks])) for i in range(length)}
 
 
+def setbacks(records: Iterable[Record], segmenter: str) -> dict[int, float]:
+    """The further clicks that lower the mean IoU, and by how much.
+
+    An annotator who has no further click to make, because the last of GOALS is reached, keeps the mask.
+    """
+    tracks = [track.ious for track in _tracks(records, segmenter)]
+    longest = max(map(len, tracks), default=0)
+    lasting = np.array([[*ious, *ious[-1:] * (longest - len(ious))] for ious in tracks]).reshape(len(tracks), longest)
+    changes = np.diff(lasting.mean(axis=0)) if tracks else np.empty(0)
+    return {count: float(-change) for count, change in enumerate(changes, 4) if change < 0}
+
+
 def reached_curve(records: Iterable[Record], segmenter: str, goal: float, clicks: int) -> dict[int, float]:
     """The share of objects whose IoU was `goal` by 3, 4, ... `clicks` clicks."""
     numbers = [clicks_to(track, goal) or clicks + 1 for track in _tracks(records, segmenter)]

@@ -15,7 +15,7 @@ from typing import Any
 from iog.bundle import Bundle
 
 from .baselines import BASELINES
-from .figures import Figures, Groups, by_fill, by_set, by_size, figures, sweep_means
+from .figures import Figures, Groups, by_fill, by_set, by_size, figures, setbacks, sweep_means
 from .measure import BASELINE_CLICKS, REFERENCE, conditions
 from .records import Record, Settings
 from .session import COUNTS, GOALS, MODEL
@@ -56,6 +56,11 @@ class Report:
         return {name: means for name, means in found.items() if means}
 
     @property
+    def setbacks(self) -> dict[str, dict[int, float]]:
+        """By set, the further clicks that lower its mean IoU, and by how much."""
+        return {name: setbacks(records, MODEL) for name, records in by_set(self.records).items()}
+
+    @property
     def failures(self) -> list[dict[str, Any]]:
         """What raised, on which object."""
         return [
@@ -92,6 +97,7 @@ class Report:
                 "size": _plain(self._figures(by_size(self.records))),
                 "fill": _plain(self._figures(by_fill(self.records))),
             },
+            "setbacks": self.setbacks,
             "sweep": self.sweep,
             "failures": self.failures,
         }
@@ -107,6 +113,10 @@ class Report:
             _markdown(self.rows(self._figures(by_size(self.records)), "size")),
             "## By the share of its box that the object fills",
             _markdown(self.rows(self._figures(by_fill(self.records)), "fill")),
+            "## Further clicks that lower a set's mean IoU",
+            "In points. An object that needs no further click, at an IoU of "
+            f"{100 * GOALS[-1]:g} % from the {COUNTS[-1]}th on, keeps its mask.",
+            "\n".join(f"- {name}: {_listed(clicks)}" for name, clicks in self.setbacks.items()),
         ]
         if self.sweep:
             parts += [
@@ -236,6 +246,10 @@ def environment() -> dict[str, Any]:
 
 def _plain(table: Table) -> dict[str, dict[str, Any]]:
     return {name: {segmenter: asdict(f) for segmenter, f in row.items()} for name, row in table.items()}
+
+
+def _listed(changes: Mapping[int, float]) -> str:
+    return ", ".join(f"click {count}: {-100 * loss:.2f}" for count, loss in changes.items()) or "none"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -51,6 +51,7 @@ def test_report_has_all_sets_segmenters_and_figures(evaluate):
     assert grabcut["iou"]["3"] > 0.8
     assert sum(f["model"]["objects"] for f in document["figures"]["size"].values()) == 10
     assert sum(f["model"]["objects"] for f in document["figures"]["fill"].values()) == 10
+    assert document["setbacks"].keys() == document["figures"]["set"].keys()
     assert len(document["sweep"]["discs"]) == 6
     assert document["sweep"]["all"]["box 5 % loose"] == pytest.approx(model["iou"]["3"])
     assert document["data"]["objects"] == 10

@@ -6,6 +6,7 @@ from iog_export.evaluation.figures import (
     figures,
     mean_curve,
     reached_curve,
+    setbacks,
     sweep_means,
 )
 from iog_export.evaluation.records import Record, Track
@@ -81,3 +82,12 @@ def test_curves_go_as_far_as_all_objects_were_clicked():
 
 def test_sweep_means_are_over_the_objects_measured_so():
     assert sweep_means(RECORDS, ["loose", "tight"]) == pytest.approx({"loose": 0.7})
+
+
+def test_setbacks_are_further_clicks_that_lower_a_mean():
+    assert setbacks([QUICK], "model") == pytest.approx({4: 0.02})
+    assert setbacks([SLOW, NEVER], "model") == {}
+    assert setbacks(RECORDS, "model") == {}
+    done, spoiled = record("a/1", (0.9,) * 6), record("a/2", (0.5,) * 8 + (0.4, 0.6, 0.58))
+    assert setbacks([done, spoiled], "model") == pytest.approx({11: 0.05, 13: 0.01})  # the other one keeps its mask
+    assert setbacks([FAILED], "model") == {}
