@@ -21,8 +21,8 @@ from iog_export.datasets import DataError, DataSet, Item, Target
 
 from . import augment
 
-# Collections differ in how much their masks teach, and in what is hardest: single persons most, regions of bsds least.
-WEIGHTS = {"ecssd": 1.3, "coco": 1.6, "coco-person": 2.2, "penn-fudan": 0.6, "balloon": 0.4, "bsds": 0.3}
+# Collections differ in how much their masks teach: people and salient objects most, regions of bsds least.
+WEIGHTS = {"ecssd": 1.6, "coco": 1.4, "coco-person": 2.2, "penn-fudan": 0.6, "balloon": 0.4, "bsds": 0.2}
 MIN_TARGET = 24  # pixels of a target in the network's frame
 UNREADABLE_IN_A_ROW = 20  # photographs; then the data folder is gone rather than a file broken
 VANISHED_IN_A_ROW = 1000  # objects; then hardly any is left to train on
