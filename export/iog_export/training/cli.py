@@ -216,6 +216,7 @@ def train(
             validation = labelled.only(representative(labelled.items))
         for line in (*training.warnings(), *labelled.warnings(), *uncounted(labelled.items)):
             logging.warning("%s", line)
+        counts = _collections(training)
         plan = Plan(
             spec=spec,
             geometry=Geometry(
@@ -232,8 +233,8 @@ def train(
             settled=settled,
             seed=seed,
             provenance={
-                "data": _collections(training),
-                "drawn": {name: weight for name, weight in WEIGHTS.items() if name in _collections(training)},
+                "data": counts,
+                "drawn": {name: weight for name, weight in WEIGHTS.items() if name in counts},
                 "train_list": train_list.name if train_list else "train",
                 "init": initial.source if initial else None,
             },

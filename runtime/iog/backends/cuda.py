@@ -17,8 +17,8 @@ from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 
 logger = logging.getLogger(__name__)
 
-# Held while anything is recorded, and while memory comes or goes: ONNX Runtime records in CUDA's global mode, which
-# another thread's allocation breaks.
+# Held while ONNX Runtime records, and while memory comes or goes: it records in CUDA's global mode, which another
+# thread's allocation breaks. `CudaMemory.record` does so in the relaxed mode, which bears that.
 RECORDING = threading.RLock()
 
 
