@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .record import console
 
-PAUSE_S = 0.02  # between competitors, until the idle threads of the last one have stopped spinning
+# Between competitors, until idle threads of the last one have stopped spinning, and have the next object's memory.
+PAUSE_S = 0.2
 
 Run = Callable[[], object]
 

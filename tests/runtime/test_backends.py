@@ -1,6 +1,7 @@
 import mmap
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -288,10 +289,80 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_features_of_an_object_stay_what_they_are(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "LARGE", 1)  # in pages of their own
+    graph = opened(open_backend(name), bundle, "encoder")
+    first, other = (
+        noise(graph.info.inputs, 1),
+        {t.name: np.full((1, *t.shape[1:]), 200, t.dtype) for t in graph.info.inputs},
+    )
+    kept = graph.run(first)
+    as_they_were = [array.copy() for array in kept]
+    for _ in range(3):
+        graph.run(other)
+        prepared()
+    assert all(map(np.array_equal, kept, as_they_were))
+    assert all(map(np.array_equal, graph.run(first), as_they_were))
+
+
+def prepared() -> None:
+    """Wait for what is prepared in the background."""
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(30)
+
+
+LARGE = TensorInfo(name="skip", dtype="float32", shape=("batch", 16, 1024, 1024))  # 67 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_for_the_next_object_is_touched_before_it_is_asked_for() -> None:
+    ahead = pages.Ahead([LARGE])
+    prepared()
+    before = resident()
+    with ahead.outputs(1) as (first,):
+        first[...] = 1
+    assert resident() - before < 30e6
+    prepared()
+    assert resident() - before > 60e6
+    with ahead.outputs(3) as (three,):  # none is prepared for them
+        three[...] = 3
+    assert resident() - before > 250e6
+    with ahead.outputs(1) as (second,):
+        second[...] = 2
+    assert resident() - before < 300e6
+    assert [np.unique(a).tolist() for a in (first, second, three)] == [[1], [2], [3]]
+    prepared()
+    del first, second, three, ahead
+    assert resident() - before < 30e6
+
+
+def test_memory_asked_for_in_a_row_by_many_threads_is_never_the_same() -> None:
+    ahead = pages.Ahead([TensorInfo(name="skip", dtype="uint8", shape=("batch", pages.LARGE))])
+
+    def take(number: int) -> Array:
+        with ahead.outputs(1) as (array,):
+            array[...] = number
+        return array
+
+    with ThreadPoolExecutor(8) as pool:
+        arrays = list(pool.map(take, range(40)))
+    prepared()
+    assert all((array == number).all() for number, array in enumerate(arrays))
+
+
+def test_memory_that_cannot_be_prepared_is_missed_by_those_who_ask() -> None:
+    ahead = pages.Ahead([TensorInfo(name="skip", dtype="uint8", shape=("batch", 1 << 52))])
+    prepared()
+    with pytest.raises(OutOfMemory, match="no memory for features of 4,503,599,627,370,496 bytes"), ahead.outputs(1):
+        pass
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_pages_of_forgotten_features_go_back_to_the_system() -> None:
-    before, tensor = resident(), TensorInfo(name="skip", dtype="float32", shape=("batch", 16, 1024, 1024))
-    (array,) = pages.arrays([tensor], 1)
+    before = resident()
+    (array,) = pages.arrays([LARGE], 1)
     array[...] = 1
     (part,) = array[:, 0]
     del array

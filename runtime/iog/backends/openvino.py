@@ -103,10 +103,12 @@ class OpenVinoGraph:
         batches: tuple[int | None, ...] = (1, None) if name == "click" else (1,)
         self._models: dict[int | None, Any] = {batch: compile_for(batch) for batch in batches}
         self._maps = {t.name for t in (*info.inputs, *info.outputs) if _is_map(t.name, t.shape)}
-        self._kept = [_in_memory(t) for t in info.outputs] if name == "encoder" else None
+        self._pages = pages.Ahead([_in_memory(t) for t in info.outputs]) if name == "encoder" else None
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """All outputs, in the declared order."""
+        from openvino import Tensor
+
         batch = 1 if all(len(value) == 1 for value in inputs.values()) else None
         request = self._request(batch)
         arrays = {
@@ -116,12 +118,14 @@ class OpenVinoGraph:
             for name, value in inputs.items()
         }
         try:
-            found = request.infer(arrays, share_inputs=True, share_outputs=self._kept is not None)
-            outputs = [found[t.name] for t in self.info.outputs]
-            if self._kept is not None:
-                outputs, shared = pages.arrays(self._kept, len(outputs[0])), outputs
-                for kept, value in zip(outputs, shared, strict=True):
-                    kept[...] = value
+            if self._pages is None:
+                found = request.infer(arrays, share_inputs=True)
+                outputs = [found[t.name] for t in self.info.outputs]
+            else:
+                with self._pages.outputs(len(next(iter(arrays.values())))) as outputs:
+                    for t, array in zip(self.info.outputs, outputs, strict=True):
+                        request.set_tensor(t.name, Tensor(array, shared_memory=True))  # NB: holds no reference
+                    request.infer(arrays, share_inputs=True, share_outputs=True)
         except OutOfMemory:
             raise
         except Exception as e:

@@ -98,7 +98,7 @@ class OrtGraph:
         self.info = info
         self._name = name
         self._session = session
-        self._kept = name == "encoder"
+        self._pages = pages.Ahead(info.outputs) if name == "encoder" else None
         self._outputs = [t.name for t in info.outputs]
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -108,7 +108,9 @@ class OrtGraph:
             raise BackendError(f"graph {self._name!r} is closed; open the bundle again")
         try:
             outputs: list[Array] = (
-                self._bound(session, inputs) if self._kept else session.run(self._outputs, dict(inputs))
+                session.run(self._outputs, dict(inputs))
+                if self._pages is None
+                else self._bound(session, self._pages, inputs)
             )
         except OutOfMemory:
             raise
@@ -116,14 +118,14 @@ class OrtGraph:
             raise failure(self._name, e) from e
         return outputs
 
-    def _bound(self, session: Any, inputs: Mapping[str, Array]) -> list[Array]:
+    def _bound(self, session: Any, kept: pages.Ahead, inputs: Mapping[str, Array]) -> list[Array]:
         binding = session.io_binding()
         for name, value in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
-        outputs = pages.arrays(self.info.outputs, len(next(iter(inputs.values()))))
-        for t, array in zip(self.info.outputs, outputs, strict=True):
-            binding.bind_output(t.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        session.run_with_iobinding(binding)
+        with kept.outputs(len(next(iter(inputs.values())))) as outputs:
+            for t, array in zip(self.info.outputs, outputs, strict=True):
+                binding.bind_output(t.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            session.run_with_iobinding(binding)
         return outputs
 
     def close(self) -> None:
