@@ -318,24 +318,46 @@ LARGE = TensorInfo(name="skip", dtype="float32", shape=("batch", 16, 1024, 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_for_the_next_object_is_touched_before_it_is_asked_for() -> None:
+    before = resident()
     ahead = pages.Ahead([LARGE])
     prepared()
-    before = resident()
+    assert resident() - before > 60e6
     with ahead.outputs(1) as (first,):
         first[...] = 1
-    assert resident() - before < 30e6
+        assert resident() - before < 90e6  # nothing is prepared while the encoder runs
     prepared()
-    assert resident() - before > 60e6
+    assert resident() - before > 120e6
     with ahead.outputs(3) as (three,):  # none is prepared for them
         three[...] = 3
-    assert resident() - before > 250e6
+        assert resident() - before > 320e6
     with ahead.outputs(1) as (second,):
         second[...] = 2
-    assert resident() - before < 300e6
+        assert resident() - before < 360e6
     assert [np.unique(a).tolist() for a in (first, second, three)] == [[1], [2], [3]]
     prepared()
-    del first, second, three, ahead
+    del first, second, three
+    assert resident() - before > 60e6
+    ahead.close()
     assert resident() - before < 30e6
+    with ahead.outputs(1):
+        pass
+    prepared()
+    assert resident() - before < 30e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_closed_encoder_holds_no_memory_for_the_next_object(
+    name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "LARGE", 1)
+    graph = opened(open_backend(name), bundle, "encoder")
+    graph.run(noise(graph.info.inputs, 1))
+    prepared()
+    (ahead,) = [value for value in vars(graph).values() if isinstance(value, pages.Ahead)]
+    assert ahead._next is not None
+    graph.close()
+    assert ahead._next is None
 
 
 def test_memory_asked_for_in_a_row_by_many_threads_is_never_the_same() -> None:
@@ -357,6 +379,23 @@ def test_memory_that_cannot_be_prepared_is_missed_by_those_who_ask() -> None:
     prepared()
     with pytest.raises(OutOfMemory, match="no memory for features of 4,503,599,627,370,496 bytes"), ahead.outputs(1):
         pass
+
+
+def test_memory_is_had_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without:
+        without.setattr(threading.Timer, "start", start)
+        ahead = pages.Ahead([TensorInfo(name="skip", dtype="uint8", shape=("batch", pages.LARGE))])
+        with ahead.outputs(1) as (first,):
+            first[...] = 1
+    with ahead.outputs(1) as (second,):
+        second[...] = 2
+    prepared()
+    assert ahead._next is not None
+    assert (first == 1).all()
+    assert (second == 2).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

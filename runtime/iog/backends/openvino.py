@@ -142,6 +142,8 @@ class OpenVinoGraph:
         with self._lock:
             self._models.clear()
             self._free.clear()
+        if self._pages is not None:
+            self._pages.close()
 
     def _request(self, batch: int | None) -> Any:
         with self._lock:

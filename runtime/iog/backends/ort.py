@@ -131,6 +131,8 @@ class OrtGraph:
     def close(self) -> None:
         """Drop the session; requests that are running finish first."""
         self._session = None
+        if self._pages is not None:
+            self._pages.close()
 
 
 def share_arena() -> None:

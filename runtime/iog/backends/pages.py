@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import mmap
 import os
 import sys
@@ -64,21 +65,31 @@ class Ahead:
             self._preparing = True
         timer = threading.Timer(pause, self._touch)
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:  # no thread to be had: the next object does without
+            with self._lock:
+                self._preparing = False
+
+    def close(self) -> None:
+        """Hold nothing, from now on."""
+        with self._lock:
+            self._large, self._next = False, None
 
     def _touch(self) -> None:
         touched = None
         try:
+            pages, touched = _mapped(self._tensors, 1)
             if sys.platform == "linux":  # elsewhere it is the whole process's
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
-            touched = arrays(self._tensors, 1)
-            for array in touched:
-                array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE] = 0
+                with contextlib.suppress(OSError):  # sandboxes may forbid it
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
+            # NB: at once, for which numpy lets other Python threads run; for some hundred pages it would not.
+            np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE] = 0
         except OutOfMemory:
             touched = None  # whoever needs it will be told
         finally:
             with self._lock:
-                self._next, self._preparing = touched, False
+                self._next, self._preparing = touched if self._large else None, False
 
 
 def arrays(tensors: Sequence[TensorInfo], batch: int) -> list[Array]:
@@ -89,20 +100,23 @@ def arrays(tensors: Sequence[TensorInfo], batch: int) -> list[Array]:
     NB: between the short-lived arrays of clicks on the heap, features leave holes that fit no others: a server with
     1 GiB of them grew to 1.9.
     """
-    shapes = [_shape(t, batch) for t in tensors]
+    if _ends(tensors, batch)[-1] < LARGE:
+        return [np.empty(_shape(t, batch), t.dtype) for t in tensors]
+    return _mapped(tensors, batch)[1]
+
+
+def _mapped(tensors: Sequence[TensorInfo], batch: int) -> tuple[mmap.mmap, list[Array]]:
     starts = _ends(tensors, batch)
     try:
-        if starts[-1] < LARGE:
-            return [np.empty(shape, t.dtype) for t, shape in zip(tensors, shapes, strict=True)]
         pages = mmap.mmap(-1, starts[-1], **PRIVATE)
     except (MemoryError, OSError) as e:
         raise OutOfMemory(f"no memory for features of {starts[-1]:,} bytes: {e}") from e
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # kernels may be built without
             pages.madvise(mmap.MADV_HUGEPAGE)  # a page fault for 2 MiB instead of one for 4 KiB
-    return [
-        np.frombuffer(pages, t.dtype, int(np.prod(shape)), start).reshape(shape)
-        for t, shape, start in zip(tensors, shapes, starts, strict=False)
+    return pages, [
+        np.frombuffer(pages, t.dtype, math.prod(_shape(t, batch)), start).reshape(_shape(t, batch))
+        for t, start in zip(tensors, starts, strict=False)
     ]
 
 
@@ -112,5 +126,5 @@ def _shape(t: TensorInfo, batch: int) -> tuple[int, ...]:
 
 def _ends(tensors: Sequence[TensorInfo], batch: int) -> list[int]:
     """0, and where each one ends, aligned: where the next one begins. The last is what all take, in bytes."""
-    sizes = (int(np.prod(_shape(t, batch))) * np.dtype(t.dtype).itemsize for t in tensors)
+    sizes = (math.prod(_shape(t, batch)) * np.dtype(t.dtype).itemsize for t in tensors)
     return list(itertools.accumulate(sizes, lambda end, size: end + -(-size // ALIGNMENT) * ALIGNMENT, initial=0))
