@@ -16,6 +16,7 @@ from iog import Box, Point, Prompt
 from iog.arrays import UInt8Array
 from iog.backends import NAMES, open_backend
 from iog.bundle import (
+    FEATURES,
     CropInfo,
     GraphInfo,
     GuidanceInfo,
@@ -24,6 +25,7 @@ from iog.bundle import (
     Proof,
     Provenance,
     TensorInfo,
+    is_map,
     write_bundle,
 )
 from iog.errors import BackendUnavailable
@@ -151,7 +153,9 @@ def _info(name: str, model: onnx.ModelProto, data: bytes) -> GraphInfo:
     def tensor(value: onnx.ValueInfoProto) -> TensorInfo:
         shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        return TensorInfo.model_validate({"name": value.name, "dtype": dtype, "shape": shape})
+        turned = any(value.name in (*n.input, *n.output) and n.op_type == "Transpose" for n in model.graph.node)
+        info = TensorInfo.model_validate({"name": value.name, "dtype": dtype, "shape": shape})
+        return info.model_copy(update={"channels_last": is_map(info) and turned})
 
     return GraphInfo(
         file=f"{name}.onnx",
@@ -163,9 +167,12 @@ def _info(name: str, model: onnx.ModelProto, data: bytes) -> GraphInfo:
 
 
 def _write(path: Path, texts: Mapping[str, str]) -> Path:
-    models = {name: _model(text) for name, text in texts.items()}
+    return _bundle(path, {name: _model(text) for name, text in texts.items()})
+
+
+def _bundle(path: Path, models: Mapping[str, onnx.ModelProto]) -> Path:
     graphs = {name: model.SerializeToString() for name, model in models.items()}
-    split = "head" in texts
+    split = "head" in models
     manifest = Manifest(
         format=1,
         name=path.name,
@@ -219,6 +226,17 @@ def split_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A split bundle, "small-split": brightness decides, clicks add and subtract."""
     path = tmp_path_factory.mktemp("bundles") / "small-split"
     return _write(path, {"encoder": ENCODER, "click": CLICK, "head": HEAD})
+
+
+@pytest.fixture(scope="session")
+def last_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, "small-last", with maps among the features channels last, as int8 bundles have them."""
+    from iog_export.storage import store_channels_last
+
+    models = {name: _model(text) for name, text in {"encoder": ENCODER, "click": CLICK, "head": HEAD}.items()}
+    for model in models.values():
+        store_channels_last(model, FEATURES)
+    return _bundle(tmp_path_factory.mktemp("bundles") / "small-last", models)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ from .networks import IOG
 from .quantize import Calibration, check_loss, quantize, record
 from .segmenter import torch_segmenter
 from .split import split, whole
-from .storage import channel_ranges, store_as_half, store_as_uint8
+from .storage import channel_ranges, store_as_half, store_as_uint8, store_channels_last
 from .tensorrt import EnginePlan, build_engines, prove_engines, target
 from .to_onnx import OnnxGraph, Precision, export_graph, finish, to_half_storage
 from .verify import LOGIT_TOLERANCE, Case, cases, check_graph, prove, summary
@@ -172,6 +172,8 @@ def _in_precision(
         assert samples is not None
         quantized, quantization = quantize(plain, exact, samples, plan.calibration, progress, track)
         models |= quantized
+        for model in models.values():
+            store_channels_last(model, FEATURES)
     elif plan.precision == "fp16":
         models = {name: to_half_storage(model, KEEP_FLOAT | set(FEATURES)) for name, model in models.items()}
     if plan.storage == "fp16":
@@ -182,7 +184,8 @@ def _in_precision(
         ranges = channel_ranges((s.heads[0] for s in samples if s.heads), FEATURES if "head" in models else ())
         for model in models.values():
             store_as_uint8(model, ranges)
-    return {name: finish(model, f"{name}.onnx") for name, model in models.items()}, quantization
+    last = plan.precision == "int8"
+    return {name: finish(model, f"{name}.onnx", channels_last=last) for name, model in models.items()}, quantization
 
 
 def _accuracy(network: IOG, bundle: Bundle, name: str, objects: DataSet, track: Track) -> Accuracy:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import torch
-from iog.bundle import GraphInfo, TensorInfo
+from iog.bundle import GraphInfo, TensorInfo, is_map
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -97,15 +97,15 @@ def to_half_storage(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) 
     return half
 
 
-def finish(model: onnx.ModelProto, file: str) -> OnnxGraph:
-    """Check and serialize a graph, and describe it."""
+def finish(model: onnx.ModelProto, file: str, *, channels_last: bool = False) -> OnnxGraph:
+    """Check and serialize a graph, and describe it. channels_last: whether maps among the features are."""
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString(deterministic=True)
     info = GraphInfo(
         file=file,
         sha256=hashlib.sha256(data).hexdigest(),
-        inputs=tuple(_tensor(v) for v in model.graph.input),
-        outputs=tuple(_tensor(v) for v in model.graph.output),
+        inputs=tuple(_tensor(v, channels_last) for v in model.graph.input),
+        outputs=tuple(_tensor(v, channels_last) for v in model.graph.output),
         macs=count_macs(model),
     )
     return OnnxGraph(data, info)
@@ -137,12 +137,13 @@ def count_macs(model: onnx.ModelProto) -> int:
     return total
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+def _tensor(value: onnx.ValueInfoProto, channels_last: bool) -> TensorInfo:
     dims = value.type.tensor_type.shape.dim
     shape: tuple[int | str, ...] = ("batch", *(d.dim_value for d in dims[1:]))
-    return TensorInfo.model_validate(
+    tensor = TensorInfo.model_validate(
         {"name": value.name, "dtype": DTYPES[value.type.tensor_type.elem_type], "shape": shape}
     )
+    return tensor.model_copy(update={"channels_last": channels_last and is_map(tensor)})
 
 
 def _strip(model: onnx.ModelProto, name: str) -> None:

@@ -38,11 +38,16 @@ class _Model(BaseModel):
 
 
 class TensorInfo(_Model):
-    """One input or output. shape: the first dimension is the batch, which may vary: then a name stands for it."""
+    """One input or output.
+
+    shape: the first dimension is the batch, which may vary: then a name stands for it.
+    channels_last: of a map among the features, (B, H, W, C) instead of (B, C, H, W).
+    """
 
     name: str
     dtype: Literal["uint8", "int32", "int64", "float16", "float32"]
     shape: tuple[int | str, ...]
+    channels_last: bool = False
 
     @pydantic.field_validator("shape")
     @classmethod
@@ -167,6 +172,13 @@ class Proof(_Model):
 
 
 FEATURES = ("context", "pooled", "level1", "level2", "detail", "skip")  # in early bundles `skip` is a part of `detail`
+
+
+def is_map(t: TensorInfo) -> bool:
+    """Whether it is a map among the features."""
+    return t.name in FEATURES and len(t.shape) == 4
+
+
 GRAPHS: Mapping[str, Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # kind -> graph -> names of inputs and outputs
     "split": {
@@ -210,6 +222,7 @@ class Manifest(_Model):
         if len(set(files)) < len(files):
             raise ValueError(f"graph files {files[2:]}; expected different names, none of them {MANIFEST} or {CARD}")
         outputs = {t.name: (t.dtype, t.shape[1:]) for graph in self.graphs.values() for t in graph.outputs}
+        last = {t.name for graph in self.graphs.values() for t in graph.outputs if t.channels_last}
         tensors = outputs | _tensors(GuidanceSpec(self.crop.size, self.guidance.fwhm), outputs)
         for name, names in expected.items():
             graph = self.graphs[name]
@@ -223,6 +236,11 @@ class Manifest(_Model):
                     raise ValueError(
                         f"graph {name!r}: {t.name} is {(t.dtype, t.shape[1:])} but for the batch; expected from crop, "
                         f"guidance and the other graphs: {tensors[t.name]}"
+                    )
+                if t.channels_last != (t.name in last) or (t.channels_last and not is_map(t)):
+                    raise ValueError(
+                        f"graph {name!r}: channels_last of {t.name} is {t.channels_last}; expected it of maps among "
+                        "the features alone, and the same in encoder and head"
                     )
         return self
 

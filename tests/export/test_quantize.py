@@ -203,6 +203,8 @@ def test_an_int8_bundle_is_calibrated_proved_and_says_what_it_costs(album: Path,
     proof = bundle.manifest.proof
     assert bundle.manifest.precision == "int8"
     assert {t.dtype for t in bundle.manifest.graphs["encoder"].outputs} == {"float16"}
+    assert [t.channels_last for t in bundle.manifest.graphs["encoder"].outputs] == [True, False, True, True, True, True]
+    assert bundle.manifest.graphs["head"].inputs[0].shape[1:3] == (4, 4)
     assert proof.quantization is not None
     assert proof.quantization.objects == 16
     assert proof.quantization.kept_float == ()  # any loss is allowed here

@@ -151,6 +151,9 @@ def _of(raw: dict[str, Any], graph: str, side: str, index: int) -> dict[str, Any
         (lambda raw: _of(raw, "encoder", "outputs", 1).update(dtype="float16"), "head.*pooled"),
         (lambda raw: _of(raw, "click", "outputs", 0).update(shape=["batch", "channels", 4, 4]), "positive number"),
         (lambda raw: _of(raw, "click", "outputs", 0).update(shape=["batch"]), "positive number"),
+        (lambda raw: _of(raw, "encoder", "outputs", 0).update(channels_last=True), "head.*channels_last of context"),
+        (lambda raw: _of(raw, "encoder", "outputs", 1).update(channels_last=True), "channels_last of pooled"),
+        (lambda raw: _of(raw, "head", "inputs", 5).update(channels_last=True), "channels_last of clicks"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(

@@ -52,9 +52,9 @@ class HostMemory:
         self.arrays.clear()
 
 
-@pytest.fixture(scope="module", params=["small", "default"])
-def split(request: pytest.FixtureRequest, split_bundle: Path) -> Bundle:
-    return Bundle.open(split_bundle if request.param == "small" else None)
+@pytest.fixture(scope="module", params=["small", "channels last", "default"])
+def split(request: pytest.FixtureRequest, split_bundle: Path, last_bundle: Path) -> Bundle:
+    return Bundle.open({"small": split_bundle, "channels last": last_bundle}.get(request.param))
 
 
 def engine(bundle: Bundle, slots: int = 8) -> OrtDeviceBackend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from iog.backends import pages
 from iog.backends.base import Graph
 from iog.backends.cache import cache_directory
 from iog.backends.ort import check, failure
-from iog.bundle import FEATURES, GraphInfo, TensorInfo
+from iog.bundle import GraphInfo, TensorInfo, is_map
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 
 NCHW_TO_NHWC, NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -24,7 +24,8 @@ class OpenVinoBackend:
     """Opens graphs as compiled OpenVINO models.
 
     Maps among the features are (B, H, W, C) in memory, as its kernels want them; seen from outside they are
-    views of shape (B, C, H, W). Arrays in another order are accepted and copied.
+    views of shape (B, C, H, W), unless the bundle has them channels last. Arrays in another order are accepted and
+    copied.
     Compiled models are kept in `cache_directory("openvino")`, if that can be written.
     """
 
@@ -67,9 +68,10 @@ class OpenVinoBackend:
             raise BackendError(f"graph {name!r} cannot be opened by OpenVINO: {e}") from e
         for declared, found in ((info.inputs, read.inputs), (info.outputs, read.outputs)):
             check(name, declared, [(p.get_any_name(), p.get_element_type().to_dtype().name, _shape(p)) for p in found])
-        return OpenVinoGraph(name, lambda batch: self._compile(name, read, batch), info)
+        turned = {t.name for t in (*info.inputs, *info.outputs) if _is_turned(t)}
+        return OpenVinoGraph(name, lambda batch: self._compile(name, read, batch, turned), info)
 
-    def _compile(self, name: str, model: Any, batch: int | None) -> Any:
+    def _compile(self, name: str, model: Any, batch: int | None, turned: Collection[str]) -> Any:
         """For this batch, which is faster, or for any."""
         from openvino import Layout
         from openvino.preprocess import PrePostProcessor
@@ -79,7 +81,7 @@ class OpenVinoBackend:
             model.reshape({p.get_any_name(): [batch, *_shape(p)[1:]] for p in model.inputs})
         steps = PrePostProcessor(model)
         for ports, step in ((model.inputs, steps.input), (model.outputs, steps.output)):
-            for tensor in (p.get_any_name() for p in ports if _is_map(p.get_any_name(), _shape(p))):
+            for tensor in (p.get_any_name() for p in ports if p.get_any_name() in turned):
                 step(tensor).model().set_layout(Layout("NCHW"))
                 step(tensor).tensor().set_layout(Layout("NHWC"))
         try:
@@ -102,7 +104,7 @@ class OpenVinoGraph:
         self._free: dict[int | None, list[Any]] = {}  # requests that no thread uses, by batch
         batches: tuple[int | None, ...] = (1, None) if name == "click" else (1,)
         self._models: dict[int | None, Any] = {batch: compile_for(batch) for batch in batches}
-        self._maps = {t.name for t in (*info.inputs, *info.outputs) if _is_map(t.name, t.shape)}
+        self._turned = {t.name for t in (*info.inputs, *info.outputs) if _is_turned(t)}
         self._pages = pages.Ahead([_in_memory(t) for t in info.outputs]) if name == "encoder" else None
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -113,7 +115,7 @@ class OpenVinoGraph:
         request = self._request(batch)
         arrays = {
             name: np.ascontiguousarray(
-                value.transpose(NCHW_TO_NHWC) if name in self._maps and value.ndim == 4 else value
+                value.transpose(NCHW_TO_NHWC) if name in self._turned and value.ndim == 4 else value
             )
             for name, value in inputs.items()
         }
@@ -133,7 +135,7 @@ class OpenVinoGraph:
         with self._lock:
             self._free.setdefault(batch, []).append(request)
         return [
-            value.transpose(NHWC_TO_NCHW) if t.name in self._maps else value
+            value.transpose(NHWC_TO_NCHW) if t.name in self._turned else value
             for t, value in zip(self.info.outputs, outputs, strict=True)
         ]
 
@@ -168,13 +170,14 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _is_map(name: str, shape: tuple[int | str, ...]) -> bool:
-    return name in FEATURES and len(shape) == 4
+def _is_turned(t: TensorInfo) -> bool:
+    """Whether it lies in memory in another order than in the bundle."""
+    return is_map(t) and not t.channels_last
 
 
 def _in_memory(t: TensorInfo) -> TensorInfo:
     """Of an output, as it lies in memory."""
-    return t.model_copy(update={"shape": tuple(t.shape[i] for i in NCHW_TO_NHWC)}) if _is_map(t.name, t.shape) else t
+    return t.model_copy(update={"shape": tuple(t.shape[i] for i in NCHW_TO_NHWC)}) if _is_turned(t) else t
 
 
 def _shape(port: Any) -> tuple[int | str, ...]:
