@@ -311,6 +311,19 @@ def test_maps_that_are_channels_last_in_the_bundle_hold_the_same(
 
 
 @pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 3)])
+def test_inputs_of_different_batches_are_refused_and_do_no_harm(
+    name: str, sizes: tuple[int, int], bundle: Bundle
+) -> None:
+    graph = opened(open_backend(name, threads=1), bundle, "encoder")
+    inputs = noise(graph.info.inputs, 3)
+    expected = graph.run(inputs)
+    with pytest.raises(BackendError):
+        graph.run({key: value[:size] for size, (key, value) in zip(sizes, inputs.items(), strict=True)})
+    assert all(map(np.array_equal, graph.run(inputs), expected))
+
+
+@pytest.mark.parametrize("name", ENGINES)
 def test_features_of_an_object_stay_what_they_are(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "LARGE", 1)  # in pages of their own
     graph = opened(open_backend(name), bundle, "encoder")

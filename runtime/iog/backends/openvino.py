@@ -111,7 +111,11 @@ class OpenVinoGraph:
         """All outputs, in the declared order."""
         from openvino import Tensor
 
-        batch = 1 if all(len(value) == 1 for value in inputs.values()) else None
+        sizes = {len(value) for value in inputs.values()}
+        if len(sizes) != 1 or 0 in sizes:  # NB: of one thread, it would say nothing and compute nothing
+            raise BackendError(f"graph {self._name!r}: batches of {sorted(sizes)}; expected one size, at least 1")
+        (size,) = sizes
+        batch = 1 if size == 1 else None
         request = self._request(batch)
         arrays = {
             name: np.ascontiguousarray(
@@ -124,7 +128,7 @@ class OpenVinoGraph:
                 found = request.infer(arrays, share_inputs=True)
                 outputs = [found[t.name] for t in self.info.outputs]
             else:
-                with self._pages.outputs(len(next(iter(arrays.values())))) as outputs:
+                with self._pages.outputs(size) as outputs:
                     for t, array in zip(self.info.outputs, outputs, strict=True):
                         request.set_tensor(t.name, Tensor(array, shared_memory=True))  # NB: holds no reference
                     request.infer(arrays, share_inputs=True, share_outputs=True)
