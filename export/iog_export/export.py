@@ -164,7 +164,7 @@ def _in_precision(
 ) -> tuple[dict[str, OnnxGraph], Quantization | None]:
     """The graphs of an fp32 bundle with weights, arithmetic and features as planned."""
     models = {name: onnx.load_from_string(graph.model) for name, graph in exact.items()}
-    quantization, samples = None, None
+    quantization, samples, last = None, None, False
     if plan.precision == "int8" or plan.storage == "uint8":
         progress("recording what the graphs are given")
         samples = record(plain, plan.calibration.ranging if plan.calibration else all_cases, track)
@@ -172,7 +172,8 @@ def _in_precision(
         assert samples is not None
         quantized, quantization = quantize(plain, exact, samples, plan.calibration, progress, track)
         models |= quantized
-        for model in models.values():
+        last = "head" in quantized  # a float one would have to turn them at every click
+        for model in models.values() if last else ():
             store_channels_last(model, FEATURES)
     elif plan.precision == "fp16":
         models = {name: to_half_storage(model, KEEP_FLOAT | set(FEATURES)) for name, model in models.items()}
@@ -184,7 +185,6 @@ def _in_precision(
         ranges = channel_ranges((s.heads[0] for s in samples if s.heads), FEATURES if "head" in models else ())
         for model in models.values():
             store_as_uint8(model, ranges)
-    last = plan.precision == "int8"
     return {name: finish(model, f"{name}.onnx", channels_last=last) for name, model in models.items()}, quantization
 
 

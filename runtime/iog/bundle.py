@@ -49,6 +49,14 @@ class TensorInfo(_Model):
     shape: tuple[int | str, ...]
     channels_last: bool = False
 
+    @pydantic.model_serializer(mode="wrap")
+    def _serialize(self, serialize: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where it says nothing, `channels_last` is left out: such bundles are as they were before there was any."""
+        found: dict[str, Any] = serialize(self)
+        if not self.channels_last:
+            del found["channels_last"]
+        return found
+
     @pydantic.field_validator("shape")
     @classmethod
     def _check_shape(cls, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:

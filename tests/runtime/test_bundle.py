@@ -46,6 +46,16 @@ def test_what_was_written_is_opened(split_bundle: Path) -> None:
 def test_a_manifest_round_trips_through_its_json(split_bundle: Path) -> None:
     manifest, _ = read_manifest(split_bundle)
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    assert "channels_last" not in manifest.model_dump_json()
+
+
+def test_the_order_of_maps_round_trips_through_the_manifest(last_bundle: Path) -> None:
+    manifest, _ = read_manifest(last_bundle)
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    assert [t.name for t in manifest.graphs["encoder"].outputs if t.channels_last] == [
+        t.name for t in manifest.graphs["head"].inputs if t.channels_last
+    ]
+    assert manifest.graphs["encoder"].outputs[0].channels_last
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last"])

@@ -132,4 +132,5 @@ def _proof(bundle: Bundle) -> str:
 
 
 def _tensor(tensor: TensorInfo) -> str:
-    return f"{tensor.name}: {tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+    shape = f"{tensor.name}: {tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+    return f"{shape}, channels last" if tensor.channels_last else shape
