@@ -173,8 +173,9 @@ def _in_precision(
         quantized, quantization = quantize(plain, exact, samples, plan.calibration, progress, track)
         models |= quantized
         last = "head" in quantized  # a float one would have to turn them at every click
-        for model in models.values() if last else ():
-            store_channels_last(model, FEATURES)
+        if last:
+            for model in models.values():
+                store_channels_last(model, FEATURES)
     elif plan.precision == "fp16":
         models = {name: to_half_storage(model, KEEP_FLOAT | set(FEATURES)) for name, model in models.items()}
     if plan.storage == "fp16":

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 from iog.arrays import Array
+from iog.bundle import FROM_CHANNELS_LAST, TO_CHANNELS_LAST
 from onnx import TensorProto, helper, numpy_helper
-
-TO_LAST, FROM_LAST = (0, 2, 3, 1), (0, 3, 1, 2)  # (B, C, H, W) to (B, H, W, C), and back
 
 
 def store_as_half(model: onnx.ModelProto, names: Collection[str]) -> None:
@@ -28,9 +27,9 @@ def store_channels_last(model: onnx.ModelProto, names: Collection[str]) -> None:
     for value in _ends(model, names):
         shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         if len(shape) == 4:
-            store, load = {"Transpose": {"perm": TO_LAST}}, {"Transpose": {"perm": FROM_LAST}}
+            store, load = {"Transpose": {"perm": TO_CHANNELS_LAST}}, {"Transpose": {"perm": FROM_CHANNELS_LAST}}
             _store(model, value, TensorProto.FLOAT, store, load, inner=f"{value.name}_nchw")
-            turned = [shape[i] for i in TO_LAST]
+            turned = [shape[i] for i in TO_CHANNELS_LAST]
             value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, turned))
 
 

@@ -182,6 +182,9 @@ class Proof(_Model):
 FEATURES = ("context", "pooled", "level1", "level2", "detail", "skip")  # in early bundles `skip` is a part of `detail`
 
 
+TO_CHANNELS_LAST, FROM_CHANNELS_LAST = (0, 2, 3, 1), (0, 3, 1, 2)  # (B, C, H, W) to (B, H, W, C), and back
+
+
 def is_map(t: TensorInfo) -> bool:
     """Whether it is a map among the features."""
     return t.name in FEATURES and len(t.shape) == 4

@@ -328,10 +328,8 @@ def test_openvino_refuses_batches_that_it_would_be_spoilt_by(
 def test_features_of_an_object_stay_what_they_are(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "LARGE", 1)  # in pages of their own
     graph = opened(open_backend(name), bundle, "encoder")
-    first, other = (
-        noise(graph.info.inputs, 1),
-        {t.name: np.full((1, *t.shape[1:]), 200, t.dtype) for t in graph.info.inputs},
-    )
+    first = noise(graph.info.inputs, 1)
+    other = {name: np.full_like(value, 200) for name, value in first.items()}
     kept = graph.run(first)
     as_they_were = [array.copy() for array in kept]
     for _ in range(3):
@@ -384,7 +382,6 @@ def test_memory_for_the_next_object_is_touched_before_it_is_asked_for() -> None:
         prepared()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_closed_encoder_holds_no_memory_for_the_next_object(
     name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
@@ -418,6 +415,15 @@ def test_memory_that_cannot_be_prepared_is_missed_by_those_who_ask() -> None:
     prepared()
     with pytest.raises(OutOfMemory, match="no memory for features of 4,503,599,627,370,496 bytes"), ahead.outputs(1):
         pass
+
+
+def test_a_lack_of_memory_for_small_features_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> Array:
+        raise MemoryError("Unable to allocate")
+
+    monkeypatch.setattr(np, "empty", none)
+    with pytest.raises(OutOfMemory, match="no memory for features of 64 bytes: Unable to allocate"):
+        pages.arrays([TensorInfo(name="skip", dtype="uint8", shape=("batch", 5))], 1)
 
 
 def test_memory_is_had_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,8 @@ from iog.backends import pages
 from iog.backends.base import Graph
 from iog.backends.cache import cache_directory
 from iog.backends.ort import check, failure
-from iog.bundle import GraphInfo, TensorInfo, is_map
+from iog.bundle import FROM_CHANNELS_LAST, TO_CHANNELS_LAST, GraphInfo, TensorInfo, is_map
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
-
-NCHW_TO_NHWC, NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class OpenVinoBackend:
@@ -119,7 +117,7 @@ class OpenVinoGraph:
         request = self._request(batch)
         arrays = {
             name: np.ascontiguousarray(
-                value.transpose(NCHW_TO_NHWC) if name in self._turned and value.ndim == 4 else value
+                value.transpose(TO_CHANNELS_LAST) if name in self._turned and value.ndim == 4 else value
             )
             for name, value in inputs.items()
         }
@@ -139,7 +137,7 @@ class OpenVinoGraph:
         with self._lock:
             self._free.setdefault(batch, []).append(request)
         return [
-            value.transpose(NHWC_TO_NCHW) if t.name in self._turned else value
+            value.transpose(FROM_CHANNELS_LAST) if t.name in self._turned else value
             for t, value in zip(self.info.outputs, outputs, strict=True)
         ]
 
@@ -181,7 +179,7 @@ def _is_turned(t: TensorInfo) -> bool:
 
 def _in_memory(t: TensorInfo) -> TensorInfo:
     """Of an output, as it lies in memory."""
-    return t.model_copy(update={"shape": tuple(t.shape[i] for i in NCHW_TO_NHWC)}) if _is_turned(t) else t
+    return t.model_copy(update={"shape": tuple(t.shape[i] for i in TO_CHANNELS_LAST)}) if _is_turned(t) else t
 
 
 def _shape(port: Any) -> tuple[int | str, ...]:

@@ -35,7 +35,7 @@ class Ahead:
 
     def __init__(self, tensors: Sequence[TensorInfo]) -> None:
         self._tensors = tensors
-        self._large = _ends(tensors, 1)[-1] >= LARGE
+        self._wanted = _ends(tensors, 1)[-1] >= LARGE
         self._lock = threading.Lock()
         self._next: list[Array] | None = None
         self._preparing = False
@@ -60,7 +60,7 @@ class Ahead:
     def _prepare(self, pause: float) -> None:
         """After `pause` seconds, in a thread that leaves the cores to whoever else has work."""
         with self._lock:
-            if not self._large or self._preparing or self._next is not None:
+            if not self._wanted or self._preparing or self._next is not None:
                 return
             self._preparing = True
         timer = threading.Timer(pause, self._touch)
@@ -74,7 +74,7 @@ class Ahead:
     def close(self) -> None:
         """Hold nothing, from now on."""
         with self._lock:
-            self._large, self._next = False, None
+            self._wanted, self._next = False, None
 
     def _touch(self) -> None:
         touched = None
@@ -86,10 +86,10 @@ class Ahead:
             # NB: at once, for which numpy lets other Python threads run; for some hundred pages it would not.
             np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE] = 0
         except OutOfMemory:
-            touched = None  # whoever needs it will be told
+            pass  # whoever needs it will be told
         finally:
             with self._lock:
-                self._next, self._preparing = touched if self._large else None, False
+                self._next, self._preparing = touched if self._wanted else None, False
 
 
 def arrays(tensors: Sequence[TensorInfo], batch: int) -> list[Array]:
@@ -100,9 +100,13 @@ def arrays(tensors: Sequence[TensorInfo], batch: int) -> list[Array]:
     NB: between the short-lived arrays of clicks on the heap, features leave holes that fit no others: a server with
     1 GiB of them grew to 1.9.
     """
-    if _ends(tensors, batch)[-1] < LARGE:
+    size = _ends(tensors, batch)[-1]
+    if size >= LARGE:
+        return _mapped(tensors, batch)[1]
+    try:
         return [np.empty(_shape(t, batch), t.dtype) for t in tensors]
-    return _mapped(tensors, batch)[1]
+    except MemoryError as e:
+        raise _lacking(size, e) from e
 
 
 def _mapped(tensors: Sequence[TensorInfo], batch: int) -> tuple[mmap.mmap, list[Array]]:
@@ -110,7 +114,7 @@ def _mapped(tensors: Sequence[TensorInfo], batch: int) -> tuple[mmap.mmap, list[
     try:
         pages = mmap.mmap(-1, starts[-1], **PRIVATE)
     except (MemoryError, OSError) as e:
-        raise OutOfMemory(f"no memory for features of {starts[-1]:,} bytes: {e}") from e
+        raise _lacking(starts[-1], e) from e
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # kernels may be built without
             pages.madvise(mmap.MADV_HUGEPAGE)  # a page fault for 2 MiB instead of one for 4 KiB
@@ -118,6 +122,10 @@ def _mapped(tensors: Sequence[TensorInfo], batch: int) -> tuple[mmap.mmap, list[
         np.frombuffer(pages, t.dtype, math.prod(_shape(t, batch)), start).reshape(_shape(t, batch))
         for t, start in zip(tensors, starts, strict=False)
     ]
+
+
+def _lacking(size: int, error: Exception) -> OutOfMemory:
+    return OutOfMemory(f"no memory for features of {size:,} bytes: {error}")
 
 
 def _shape(t: TensorInfo, batch: int) -> tuple[int, ...]:
