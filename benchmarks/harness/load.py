@@ -6,6 +6,7 @@ import heapq
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,7 +78,23 @@ class Crowd:
         self._channel.close()
 
     def annotate(self, annotations: Sequence[Annotation]) -> list[Reply]:
-        """All clicks on all objects; returns when the last one is answered."""
+        """All clicks on all objects; returns when the last one is answered.
+
+        NB: of a call that a signal interrupts while it is begun, gRPC waits for the end for ever when the channel is
+        closed; hence calls are begun in a thread that gets no signals.
+        """
+        done = Future[list[Reply]]()
+
+        def annotate() -> None:
+            try:
+                done.set_result(self._annotate(annotations))
+            except Exception as e:
+                done.set_exception(e)
+
+        threading.Thread(target=annotate, daemon=True).start()
+        return done.result()
+
+    def _annotate(self, annotations: Sequence[Annotation]) -> list[Reply]:
         due = [(a.start, i, 0) for i, a in enumerate(annotations)]
         heapq.heapify(due)
         changed, replies, unanswered = threading.Condition(), list[Reply](), sum(len(a.prompts) for a in annotations)
