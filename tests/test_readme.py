@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -19,6 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.M | re.S)
 COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 SERVE = next(command for command in COMMANDS if command.startswith("iog serve"))
+WITH_CLICK = re.findall(r"with_click\((\d+), (\d+), positive=(True|False)\)", README)
 SHORTER = {
     "--minutes 120": "--minutes 0.2 --size 128",
     "--backbone resnet50": "--backbone resnet18",
@@ -107,6 +109,19 @@ def test_python_of_the_readme_runs(code: str, folder: Path, port: str, environme
     )
     assert done.returncode == 0, done.stderr
     assert "hit" in done.stdout
+
+
+def test_corrections_of_the_readme_correct(folder: Path, environment: dict[str, str]) -> None:
+    reference = np.asarray(PIL.Image.open(MASK)) > 127
+    commands = [c for c in COMMANDS if c.startswith("iog segment") and "--model" not in c]
+    ious = []
+    for command in commands:
+        subprocess.run(command, shell=True, cwd=folder, env=environment, check=True, capture_output=True)
+        mask = np.asarray(PIL.Image.open(folder / "mask.png")) > 127
+        ious.append((mask & reference).sum() / (mask | reference).sum())
+    assert ious[-1] > ious[0] + 0.01
+    clicked = {c for command in commands for c in re.findall(r"--click (\S+)", command)}
+    assert {f"{x},{y},{'fg' if kind == 'True' else 'bg'}" for x, y, kind in WITH_CLICK} <= clicked
 
 
 def test_the_test_command_is_a_target_and_what_ci_runs() -> None:
