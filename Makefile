@@ -1,8 +1,10 @@
 # Everything that CI runs, verbatim. `make demo` and `make test` set up what they need in .venv.
 PYTHON ?= python3
-# The CPU build. Where PyPI's torch would bring CUDA along: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+# On Linux PyPI's torch brings CUDA along, gigabytes: make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Where Debian's python3-venv is missing, half of an environment is left: with it the next make would go on.
+venv = $(PYTHON) -m venv $(1) || { rm -rf $(1); echo "no virtual environment can be made; on Debian: apt install python3-venv" >&2; exit 1; }
 
 .PHONY: help setup demo test test-slow bench check protos wheel clean
 help: ## List the targets
@@ -10,7 +12,7 @@ help: ## List the targets
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("iog-runtime needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv .venv
+	$(call venv,.venv)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 .venv/runtime.stamp: pyproject.toml | $(BIN)/python
@@ -27,7 +29,7 @@ node_modules/.bin/buf:
 	npm install --silent --no-save --no-package-lock @bufbuild/buf@1.75.0
 
 .venv-protos/bin/python:
-	$(PYTHON) -m venv .venv-protos
+	$(call venv,.venv-protos)
 	# The oldest grpcio-tools that serves: generated code checks the installed protobuf's version at import.
 	.venv-protos/bin/python -m pip install --quiet grpcio-tools==1.66.2 'setuptools<80'
 
