@@ -9,10 +9,9 @@ import numpy as np
 import onnx
 from iog.backends import Graph
 from iog.backends.ort import OrtBackend
+from iog.cores import allowed
 from iog_export.to_onnx import OPSET, finish
 from onnx import TensorProto, helper, numpy_helper
-
-from .environment import cores
 
 SIDE = 1024
 COPY_BYTES = 128 << 20
@@ -56,7 +55,7 @@ def arithmetic(repeats: int = 100) -> float:
 
 def bandwidth(repeats: int = 5) -> float:
     """Bytes a second that all cores together read and write, copying what no cache holds."""
-    parts = [np.ones(COPY_BYTES // 4 // cores(), np.float32) for _ in range(cores())]
+    parts = [np.ones(COPY_BYTES // 4 // allowed(), np.float32) for _ in range(allowed())]
     copies = [np.empty_like(part) for part in parts]
     best = float("inf")
     for _ in range(repeats):

@@ -1,13 +1,17 @@
-"""Turns at work that takes a core, such as decoding an image."""
+"""How many cores this process may keep busy, and turns at work that takes one, such as decoding an image."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from iog.deadline import Deadline
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # where a container finds its own
 
 
 class Cores:
@@ -17,7 +21,7 @@ class Cores:
     """
 
     def __init__(self) -> None:
-        self._free = threading.Semaphore(os.cpu_count() or 1)
+        self._free = threading.Semaphore(allowed())
 
     @contextmanager
     def one(self, deadline: Deadline, waiting_to: str) -> Iterator[None]:
@@ -32,3 +36,31 @@ class Cores:
             yield
         finally:
             self._free.release()
+
+
+def allowed() -> int:
+    """Cores that this process may keep busy: those it may run on, as many as its container's quota lasts for.
+
+    Engines count all cores of the computer. With more threads than the quota lasts for (`docker run --cpus`, limits
+    of Kubernetes) the system stops them all for most of each tenth of a second.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores, _quota()), 1)
+
+
+def engine_threads(asked: int) -> int:
+    """Threads to tell an engine. asked: 0 for its own choice, unless that counts cores that are not allowed."""
+    cores = allowed()
+    return asked or (cores if cores < (os.cpu_count() or 1) else 0)
+
+
+def _quota() -> int:
+    """Whole cores that the control group's quota lasts for; very many if there is none."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of version 2, of version 1
+        try:
+            quota, period = " ".join((CONTROL_GROUP / file).read_text() for file in files).split()
+            if quota.isdecimal():  # else "max", or -1
+                return int(quota) // int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return sys.maxsize

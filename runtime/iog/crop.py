@@ -5,7 +5,6 @@ Section 3.1 of the paper: the box is "relaxed by several pixels before cropping"
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from iog.arrays import FloatArray, PointArray, UInt8Array
+from iog.cores import allowed
 from iog.errors import OutOfMemory
 from iog.prompt import Box, Size
 
@@ -28,7 +28,7 @@ R = TypeVar("R")
 # image of 64 megapixels has fewer unless the image is three times as wide as high.
 MAX_WHOLE = 1 << 27
 LARGE = 1 << 24  # pixels; of larger crops no more are made at a time than there are cores
-_TURNS = threading.Semaphore(os.cpu_count() or 1)
+_TURNS = threading.Semaphore(allowed())
 BLOCK = 1 << 15  # values of a frame that are made at a time
 ALL = slice(None)
 NO_MEMORY = -4  # cv::Error::StsNoMem

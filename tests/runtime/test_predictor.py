@@ -1,5 +1,4 @@
 import io
-import os
 import threading
 import time
 import weakref
@@ -23,6 +22,7 @@ from iog.backends.base import Graph
 from iog.backends.fake import FakeBackend
 from iog.bundle import Bundle, GraphInfo
 from iog.clicks import NetworkClicks
+from iog.cores import allowed
 from iog.crop import Crop
 from iog.deadline import NO_DEADLINE, Deadline
 from iog.errors import (
@@ -387,7 +387,7 @@ def test_no_more_frames_are_cut_at_a_time_than_there_are_cores(
         assert release.wait(60)
         return extract(crop, *arguments)
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("iog.cores.allowed", lambda: 2)
     predictor = Predictor(split, FakeBackend())
     hit = predictor.segment(photo, prompt)
     monkeypatch.setattr(Crop, "extract", held)
@@ -532,7 +532,7 @@ def test_no_more_images_are_decoded_at_a_time_than_there_are_cores(
     files = [png(np.roll(photo, i, axis=0)) for i in range(12)]
     for found in pool.map(lambda data: predictor.segment(data, prompt), files):
         assert found.area
-    assert most <= (os.cpu_count() or 1)
+    assert most <= allowed()
 
 
 def test_bytes_paths_arrays_and_images_give_the_same_mask(

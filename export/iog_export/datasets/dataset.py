@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from iog.cores import allowed
 from iog.errors import InvalidImage
 from iog.image import Image
 from iog.prompt import Size
@@ -100,7 +100,7 @@ class DataSet:
             except DataError as e:
                 return e
 
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        with ThreadPoolExecutor(min(allowed(), 16)) as pool:
             for name, result in zip(layout.names, pool.map(load, layout.names), strict=True):
                 if isinstance(result, DataError):
                     skipped[name] = str(result)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+from iog.cores import allowed
 from iog.errors import IogError
 from torch import distributed
 
@@ -130,7 +131,7 @@ def default_annotators(device: torch.device, neighbours: int) -> int:
 
 def default_threads(neighbours: int) -> int:
     """A process's share of the computer's cores. neighbours: processes of the training on it."""
-    return max((os.cpu_count() or 1) // neighbours, 1)
+    return max(allowed() // neighbours, 1)
 
 
 @contextmanager

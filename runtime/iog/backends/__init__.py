@@ -20,7 +20,8 @@ def open_backend(
     name: "ort" (ONNX Runtime), "openvino" (on the CPU), "trt" (TensorRT engines that the bundle has for this GPU, ONNX
         Runtime for the rest) or "fake" (deterministic, no engine: for tests). device: of ONNX Runtime, "cpu", "cuda"
         or "tensorrt".
-    threads: per graph, on the CPU; 0 for one per core. features_budget: bytes of a GPU's memory for features.
+    threads: per graph, on the CPU; 0 for one per core, as far as a container's quota lasts (`iog.cores.allowed`).
+    features_budget: bytes of a GPU's memory for features.
     Raises BackendUnavailable if the name is not known, the engine is not installed or the device is not there.
     """
     if name == "ort" and device != "cpu":

@@ -15,6 +15,7 @@ from iog.backends.base import Graph
 from iog.backends.cache import cache_directory
 from iog.backends.ort import check, failure
 from iog.bundle import FROM_CHANNELS_LAST, TO_CHANNELS_LAST, GraphInfo, TensorInfo, is_map
+from iog.cores import engine_threads
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 
 
@@ -50,7 +51,7 @@ class OpenVinoBackend:
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": self._threads,
+            "INFERENCE_NUM_THREADS": engine_threads(self._threads),
             "INFERENCE_PRECISION_HINT": "f32",  # NB: where it can, it would round to bfloat16 unasked
         }
         cache = cache_directory("openvino")

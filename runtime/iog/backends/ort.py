@@ -16,6 +16,7 @@ from iog.arrays import Array
 from iog.backends import pages
 from iog.backends.base import Graph
 from iog.bundle import GraphInfo, TensorInfo
+from iog.cores import engine_threads
 from iog.errors import BackendError, BackendUnavailable, OutOfMemory
 
 PROVIDERS = {
@@ -69,7 +70,7 @@ class OrtBackend:
 
     def _session(self, name: str, model: bytes, providers: list[Any]) -> Any:
         options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = engine_threads(self._threads)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # graphs take turns on the cores: one that spins after its run slows the next one down

@@ -76,7 +76,7 @@ report and in files, bounds are x0 <= x < x1, y0 <= y < y1.
 @server_options
 @click.option("--backend", type=values.ENGINE, default="ort", help="The engine; see the README.")
 @click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Of ONNX Runtime.")
-@click.option("--threads", type=values.THREADS, default=0, help="On the CPU; 0 for one per core.")
+@click.option("--threads", type=values.THREADS, default=0, help="On the CPU; 0 for one per core that may be used.")
 @click.option(
     "--max-image-pixels", type=values.PIXELS, default=values.DEFAULT_PIXELS, help="Larger images are refused."
 )

@@ -54,7 +54,7 @@ def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
 
 
 def test_a_gpu_takes_what_the_cores_prepare(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("iog_export.training.machine.allowed", lambda: 16)
     assert default_workers(torch.device("cuda:0"), 1) == 15
     assert default_workers(torch.device("cuda:0"), 4) == 3
     assert default_workers(CPU, 1) == 1
@@ -63,7 +63,7 @@ def test_a_gpu_takes_what_the_cores_prepare(monkeypatch):
 
 
 def test_cores_are_divided_among_the_processes_of_one_computer(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("iog_export.training.machine.allowed", lambda: 16)
     for name, value in {"WORLD_SIZE": 4, "RANK": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(distributed, "init_process_group", lambda *arguments, **options: None)
