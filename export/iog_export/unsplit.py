@@ -2,8 +2,8 @@
 
 Only what a bundle keeps can come back. Batch norms were folded into convolutions: here they add the bias and do nothing
 else, until `iog_export.training.norms.rebase` gives them statistics. What serves the training alone, the side outputs,
-is as initialized. Of the climb to level 3 its product with the next map is known, and that map: it follows by least
-squares.
+has new weights, behind a scale of 0: until they have learned to read the levels, they must not bend them. Of the climb
+to level 3 its product with the next map is known, and that map: it follows by least squares.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def unsplit(bundle: Bundle) -> IOG:
             _put(network, norms, folded)
     except (KeyError, RuntimeError, AttributeError) as e:  # a name or a shape that does not fit
         raise BundleError(f"{bundle.path}: the graphs do not fit {spec}: {e}. {ADVICE}") from e
+    for predict in network.Coarse_net.predict:
+        predict[-1].weight.zero_()
     _prove(split(network, size=size, fwhm=fwhm), parts)
     return network.float().requires_grad_(True)
 

@@ -84,8 +84,11 @@ def test_a_network_comes_back_within_the_precision_of_its_bundle(spec, dtype, to
         for name, module in found.named_modules():
             if isinstance(module, torch.nn.BatchNorm2d) and name.startswith(("backbone", "psp4", "Fine_net")):
                 assert module.running_mean.abs().max() > 0, name
-    gradients = torch.autograd.grad(found.train()(inputs).logits.mean(), found.backbone.conv1.weight)
+    trained = found.train()(inputs)
+    gradients = torch.autograd.grad(trained.logits.mean(), found.backbone.conv1.weight)
     assert gradients[0].abs().max() > 0
+    assert len(trained.sides) == 4
+    assert not any(side.any() for side in trained.sides)  # new, they bend no level
 
 
 @torch.inference_mode()

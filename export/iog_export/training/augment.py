@@ -17,7 +17,7 @@ from iog_export.annotator import tight_box
 from iog_export.datasets import Target
 
 MARGIN = 0.42  # a scene reaches this share of the object's longer side beyond it: loosest box plus crop margin
-LONGEST_SIDE = 1.3  # of an object in a scene, as a share of the network's side; larger ones only cost time
+LONGEST_SIDE = 2.0  # of an object in a scene, as a share of the network's side; larger ones only cost time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +47,9 @@ def scene(target: Target, network_size: int, rng: np.random.Generator, strength:
     """
     x, y, width, height = target.item.bounds
     side = max(width, height)
-    longest = LONGEST_SIDE * network_size * np.exp(rng.uniform(-0.3 - 0.8 * strength, 0.0))
+    # Mostly larger than in the crop, which then shrinks it as it shrinks photographs: to a network that has only seen
+    # crops that were warped at their own resolution, deployed ones are too sharp.
+    longest = LONGEST_SIDE * network_size * np.exp(rng.uniform(-0.7 - 0.8 * strength, 0.0))
     scale = min(longest / side, 1.6)
     angle = 0.0
     if rng.random() < 0.7 * strength:
@@ -67,7 +69,7 @@ def scene(target: Target, network_size: int, rng: np.random.Generator, strength:
     layers = np.dstack([mask, known, np.ones_like(mask)]).astype(np.uint8) * 255
     shrink = 1.0
     if scale < 0.7:
-        shrink = max(scale, 0.25)
+        shrink = scale
         shrunk = max(round((x1 - x0) * shrink), 2), max(round((y1 - y0) * shrink), 2)
         pixels = _bytes(cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA))
         layers = _bytes(cv2.resize(layers, shrunk, interpolation=cv2.INTER_AREA))
@@ -85,7 +87,7 @@ def scene(target: Target, network_size: int, rng: np.random.Generator, strength:
     centre = np.array([(centre_x - x0) * factor_x, (centre_y - y0) * factor_y])
     matrix = np.column_stack([linear, canvas / 2 - linear @ centre])
     shape = (int(canvas[0]), int(canvas[1]))
-    pixels = _bytes(cv2.warpAffine(pixels, matrix, shape, flags=cv2.INTER_LINEAR))
+    pixels = _bytes(cv2.warpAffine(pixels, matrix, shape, flags=cv2.INTER_CUBIC))
     layers = _bytes(cv2.warpAffine(layers, matrix, shape, flags=cv2.INTER_LINEAR))
 
     corners = np.array([(0, 0), (part_width, 0), (0, part_height), (part_width, part_height)]) @ linear.T + matrix[:, 2]

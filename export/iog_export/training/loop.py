@@ -44,6 +44,9 @@ from .validation import summarize
 
 DIVERGED = 20  # steps in a row without a finite gradient
 REBASE_BATCHES = 6  # over which a network from a bundle gets its batch norms' statistics
+SHARED, OWN, TRAINING, MEASURING = range(
+    4
+)  # what random numbers are for: seeds begin with it, so that no two are alike
 
 
 class Stopped(IogError):
@@ -114,7 +117,7 @@ class Trainer:
             raise SnapshotError(f"{initial.source} is another network: {'; '.join(unlike)}")
         network = copy.deepcopy(initial.network).to(self.machine.device)
         if initial.folded:  # before it grows: new channels keep the batch norms that they begin with
-            batches = islice(self._batches(data, [self.plan.stages[0][1]]), REBASE_BATCHES)
+            batches = islice(self._batches(data, [self.plan.stages[0][1]], rank=0), REBASE_BATCHES)  # all alike
             norms.rebase(network, (batch.inputs.to(self.machine.device) for batch in batches))
         self.network.load_state_dict(grown(network, self.plan.spec).state_dict())
         self.averaged.load_state_dict(self.network.state_dict())
@@ -174,7 +177,7 @@ class Trainer:
     ) -> None:
         plan, leads = self.plan, self.machine.leads
         current = torch.tensor(plan.stage(self.progress)).share_memory_()  # type: ignore[no-untyped-call]
-        source = self._loaded(self._batches(data, [stage for _, stage in plan.stages], current))
+        source = self._loaded(self._batches(data, [stage for _, stage in plan.stages], self.machine.rank, current))
         if self.machine.processes > 1:
             self.model = DistributedDataParallel(self.model)
         saved = validated = self.seconds
@@ -218,8 +221,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = plan.rate(self.progress)
         # Functions of the step, so that a resumed training draws what the killed one would have drawn.
-        common = np.random.default_rng((plan.seed, self.steps))
-        own = np.random.default_rng((plan.seed, self.steps, machine.rank))
+        common = np.random.default_rng((SHARED, plan.seed, self.steps))
+        own = np.random.default_rng((OWN, plan.seed, self.steps, machine.rank))
         self.network.train()
         if self._settled:
             norms.keep(self.network)
@@ -311,15 +314,20 @@ class Trainer:
         """A copy, as a checkpoint may be written meanwhile, with batch norms measured at the deployed size."""
         plan = self.plan
         stage = plan.stages[-1][1]._replace(size=plan.geometry.crop.size)
-        count = -(-min(plan.norm_crops, max(self.passes, 1)) // stage.batch)
+        count = -(-plan.norm_crops // stage.batch)
         measured = copy.deepcopy(network)
-        batches = islice(self._fed(iter(self._batches(data, [stage]))), count)
+        batches = islice(self._fed(iter(self._batches(data, [stage], rank=0))), count)
         norms.reestimate(Clicking(measured, plan.geometry), batches, plan.seed)
         return measured
 
-    def _batches(self, data: DataSet, stages: Sequence[Stage], current: torch.Tensor | None = None) -> Batches:
-        """A stream that no other process, and no earlier part of this training, has seen."""
-        seed = (self.plan.seed, self.steps, self.machine.rank)
+    def _batches(
+        self, data: DataSet, stages: Sequence[Stage], rank: int, current: torch.Tensor | None = None
+    ) -> Batches:
+        """A stream that no process of another rank, and no earlier part of this training, has seen.
+
+        current: the index of the stage, for batches to train on; None for the first stage and batches to measure.
+        """
+        seed = (MEASURING if current is None else TRAINING, self.plan.seed, self.steps, rank)
         return Batches(data, self.plan.geometry, stages, torch.tensor(0) if current is None else current, seed)
 
     def _loaded(self, batches: Batches) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from iog_export.datasets.folders import Folders
 from iog_export.networks import IOG, NetworkSpec
 from iog_export.networks.resnet import ARCHITECTURES, Architecture, BasicBlock
 from iog_export.segmenter import torch_segmenter
+from iog_export.training import norms
 from iog_export.training.initial import Initial
 from iog_export.training.interrupt import stop_asked
 from iog_export.training.loop import Diverged, Starved, Stopped, Trainer
@@ -175,12 +176,24 @@ def test_late_in_a_training_batch_norms_keep_the_statistics_of_the_deployed_netw
     assert torch.equal(final.weights["backbone.bn1.running_mean"], watcher.means[-1])
 
 
-def test_a_network_that_is_only_polished_keeps_its_batch_norms_from_the_first_step(plan, shapes_data, tmp_path):
+def test_a_network_that_is_only_polished_keeps_its_batch_norms_from_the_first_step(
+    plan, shapes_data, tmp_path, monkeypatch
+):
     plan = replace(plan, settled=0.0, stages=((0.0, Stage(32, 2, 1.0)), (0.6, Stage(64, 2, 0.5))))
+    measured: list[int] = []
+    reestimate = norms.reestimate
+
+    def counted(clicking, batches, seed):
+        batches = list(batches)
+        measured.extend(len(batch.inputs) for batch in batches)
+        reestimate(clicking, batches, seed)
+
+    monkeypatch.setattr(norms, "reestimate", counted)
     trainer = Trainer(plan, tmp_path, clock=twenty_seconds_a_step())
     watcher = StatisticsWatcher(trainer)
     trainer.run(shapes_data, monitors=[watcher])
     assert watcher.sizes == [64, 64, 64]
+    assert measured == [2, 2]  # of two batches, norm_crops, whatever was trained before
     assert all(torch.equal(mean, watcher.means[0]) for mean in watcher.means)
 
 
@@ -456,6 +469,10 @@ def test_a_training_can_start_from_a_trained_network(plan: Plan, shapes_data, ge
             torch.testing.assert_close(started(inputs).logits, expected, rtol=1e-3, atol=1e-3)
     mean = "backbone.bn1.running_mean"
     assert torch.equal(trainer.network.state_dict()[mean], before[mean]) != folded
+    neighbour = Trainer(plan, tmp_path, Machine(processes=2, rank=1)).started_from(
+        Initial(network, "some.pt", 64, folded), shapes_data
+    )
+    assert torch.equal(neighbour.averaged.state_dict()[mean], trainer.averaged.state_dict()[mean])
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     with pytest.raises(SnapshotError, match=r"some\.pt is another network: width is 8 there and 6 here"):
         Trainer(replace(plan, spec=replace(SPEC, width=6)), Path()).started_from(

@@ -4,12 +4,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from iog.crop import Crop
+from iog.image import Image
 from iog_export.annotator import tight_box
 from iog_export.datasets import DataError, DataSet, Photograph, Target
 from iog_export.datasets.folders import Folders
 from iog_export.datasets.labelmap import LabelMap
 from iog_export.training import augment
+from iog_export.training.interrupt import deaths_of_children_unheard
 from iog_export.training.samples import Batches, Geometry, Stage, looseness, prompted
+from iog_export.verify import PHOTOGRAPHS
 from torch.utils.data import DataLoader
 
 
@@ -98,6 +102,30 @@ def test_without_strength_objects_are_scaled_and_mirrored_and_nothing_else():
     assert len(sizes) > 3
 
 
+def sharpness(crop):
+    """(S, S, 3) -> the root mean square of its second differences."""
+    return np.sqrt((cv2.Laplacian(crop.astype(np.float32), cv2.CV_32F)[8:-8, 8:-8] ** 2).mean())
+
+
+@pytest.mark.parametrize("enlarged", [1, 3])  # as it is, or as of a camera of 2 megapixels
+def test_crops_are_as_sharp_as_deployed_ones(geometry: Geometry, enlarged: int):
+    geometry = geometry.at(128)
+    size = 512 * enlarged
+    pixels = cv2.resize(Image.read(PHOTOGRAPHS / "astronaut.jpg").pixels, (size, size), interpolation=cv2.INTER_CUBIC)
+    labels = np.zeros((size, size), np.uint8)
+    labels[size // 4 : -size // 4, size // 4 : -size // 4] = 1
+    target = target_of(labels, pixels)
+    crop = Crop.around(tight_box(target.mask), geometry.crop)
+    deployed = sharpness(crop.extract(pixels, geometry.crop.interpolation))
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        sample = prompted(augment.scene(target, geometry.crop.size, rng, 0.0), geometry, rng, strength=0.0)
+        assert sample is not None
+        found.append(sharpness(sample.inputs[:3].transpose(1, 2, 0)))
+    assert 0.9 < np.mean(found) / deployed < 1.1
+
+
 def test_samples_are_clicked_inside_the_target_and_cornered_around_it(shapes_data, geometry: Geometry):
     for seed in range(30):
         rng = np.random.default_rng(seed)
@@ -157,7 +185,8 @@ def test_objects_that_vanish_in_the_crop_end_it_with_the_last_ones_name(shapes, 
 def test_every_loading_process_has_a_stream_of_its_own(shapes_data, geometry: Geometry):
     batches = Batches(shapes_data, geometry, [Stage(64, 2, 1.0)], torch.tensor(0), seed=(1,))
     loader = DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork")
-    first, second = islice(loader, 2)
+    with deaths_of_children_unheard():
+        first, second = islice(loader, 2)
     assert not torch.equal(first.inputs, second.inputs)
     assert torch.equal(first.inputs, next(iter(batches)).inputs)
 
