@@ -1,4 +1,5 @@
 import hashlib
+import json
 import logging
 import os
 import re
@@ -36,6 +37,7 @@ from iog.rpc.servicer import SegmentationServicer
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import SegmentationServiceStub
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 TIMEOUT = 30  # seconds after which a test is broken; nothing here takes one
 
 
@@ -604,6 +606,18 @@ def test_a_click_on_a_held_object_needs_no_image(
     other.inside_outside.box.b.x -= 20
     code, reason, _ = refused(lambda: stub.Segment(other, timeout=TIMEOUT))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_HELD")
+
+
+def test_the_example_sends_the_image_itself_where_uploads_are_not_held(
+    start_server: StartServer, make_predictors: MakePredictors, file: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "image.png").write_bytes(file)
+    for images_budget in (0, 1 << 20):
+        server = start_server(predictors=make_predictors(images_budget=images_budget))
+        arguments = [server.address, tmp_path / "image.png", "30", "20", "110", "90", "70", "50"]
+        command = [sys.executable, EXAMPLES / "reflect.py", *arguments]
+        answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT).stdout)
+        assert answer["imageDigest"] == hashlib.sha256(file).hexdigest()
 
 
 def test_a_call_without_a_request_is_refused(server: Server, connect: Connect) -> None:
