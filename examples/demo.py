@@ -100,7 +100,8 @@ def clicks(client: Client) -> Iterator[Step]:
     for correction in (*CORRECTIONS, None):
         start = time.perf_counter()
         result = client.segment(PHOTO, prompt)
-        yield Step(name, prompt, result, iou(result.mask, reference), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        yield Step(name, prompt, result, iou(result.mask, reference), seconds)
         if correction is not None:
             prompt = prompt.with_click(correction.x, correction.y, correction.positive)
             name = "foreground click" if correction.positive else "background click"

@@ -117,9 +117,8 @@ Examples:
 @click.option(
     "--engine-precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
-    default="fp16",
-    show_default=True,
-    help="Of the engines' arithmetic. int8 takes its ranges from --calibration, or else from the photographs.",
+    help="Of the engines' arithmetic. int8 takes its ranges from --calibration, or else from the photographs.  "
+    "[default: fp16]",
 )
 @click.option("--gpu", type=click.Choice(GPUS), help="That TensorRT-RTX builds for. [default: all from Ampere on]")
 @click.option("--name", help="Under which the model is served. [default: the name of the output directory]")
@@ -179,6 +178,8 @@ def export(
         raise click.UsageError("--features uint8 does not go with --precision int8; choose fp16 or fp32")
     if calibration and "int8" not in (precision, engine_precision) and features != "uint8":
         raise click.UsageError("--calibration is for --precision int8, --engine-precision int8 and --features uint8")
+    if engine_precision and target == "onnx":
+        raise click.UsageError("--engine-precision is for --target tensorrt and tensorrt-rtx: onnx has no engines")
     if gpu and target != "tensorrt-rtx":
         raise click.UsageError("--gpu is for --target tensorrt-rtx: others need no choice")
     name = name or out.resolve().name.lower()
@@ -250,7 +251,7 @@ def export(
             features=features,
             calibration=calibrated,
             accuracy=measured,
-            engines=None if target == "onnx" else EnginePlan(_APIS[target], engine_precision, gpu),
+            engines=None if target == "onnx" else EnginePlan(_APIS[target], engine_precision or "fp16", gpu),
         )
         manifest = export_bundle(
             net,

@@ -297,6 +297,7 @@ def test_the_format_of_the_photographs_can_be_named(album: Path, tmp_path: Path)
             ["--random-weights", "1", "--calibration", "."],
             "--calibration is for --precision int8, --engine-precision int8 and --features uint8",
         ),
+        (["--random-weights", "1", "--engine-precision", "int8"], "onnx has no engines"),
         (["--checkpoint", "weights.pth", "--features", "uint8"], "--features uint8 needs --calibration DATA"),
         (["--random-weights", "1", "--network", "iog", "--features", "fp16"], "others store nothing between clicks"),
         (["--random-weights", "1", "--precision", "int8", "--calibration", "nowhere"], "'nowhere' does not exist"),

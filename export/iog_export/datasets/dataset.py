@@ -62,6 +62,7 @@ class DataSet:
 
     items: the same objects without pixels.
     skipped: photographs, and objects of usable ones, that cannot be used, with the reasons.
+    small: for people, what was left out for its size; empty if nothing was.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class DataSet:
         items: Sequence[Item],
         skipped: Mapping[str, str],
         resident: Mapping[str, Photograph] | None = None,
+        small: str = "",
     ) -> None:
         self.items = tuple(items)
         self.skipped = skipped
+        self.small = small
         self._layout = layout
         self._resident = resident or {}
         self._last: Photograph | None = None
@@ -85,18 +88,20 @@ class DataSet:
         Labels are read, and the headers of images; what cannot be used is skipped. Raises DataError if nothing is left.
         """
         items: list[Item] = []
+        small = 0
         skipped = dict(layout.skipped)
         resident: dict[str, Photograph] = {}
         room = keep
 
-        def load(name: str) -> tuple[Sequence[Item], Photograph | None] | DataError:
+        def load(name: str) -> tuple[Sequence[Item], int, Photograph | None] | DataError:
             try:
                 labels = layout.labels(name)
                 _check_size(_size_of(layout.image(name)), labels.size)
                 if not (found := labels.items(name)):
                     raise DataError("no object is labelled in it")
-                found = [item for item in found if item.area >= min_area]
-                return found, _decoded(layout, name, labels) if found and room > 0 else None
+                large = [item for item in found if item.area >= min_area]
+                photograph = _decoded(layout, name, labels) if large and room > 0 else None
+                return large, len(found) - len(large), photograph
             except DataError as e:
                 return e
 
@@ -105,8 +110,9 @@ class DataSet:
                 if isinstance(result, DataError):
                     skipped[name] = str(result)
                     continue
-                found, photograph = result
+                found, too_small, photograph = result
                 items += found
+                small += too_small
                 if photograph is not None and room > 0:
                     resident[name] = photograph
                     room -= photograph.pixels.nbytes * 4 // 3  # with a label map
@@ -116,18 +122,19 @@ class DataSet:
                 f"no object of at least {min_area} pixels in {len(layout.names)} listed photographs; "
                 f"{len(skipped)} photographs and objects are unusable{first}"
             )
-        return cls(layout, items, skipped, resident)
+        left_out = f"{small} objects have under {min_area} pixels and are left out" if small else ""
+        return cls(layout, items, skipped, resident, left_out)
 
     def warnings(self) -> list[str]:
         """What was skipped, for people: the first ones by name, and how many in all."""
-        if not self.skipped:
-            return []
         lines = [f"skipped {name}: {reason}" for name, reason in islice(self.skipped.items(), WARNINGS)]
-        return [*lines, f"photographs and objects skipped: {len(self.skipped)}; objects left: {len(self.items)}"]
+        if self.skipped:
+            lines.append(f"photographs and objects skipped: {len(self.skipped)}; objects left: {len(self.items)}")
+        return [*lines, self.small] if self.small else lines
 
     def only(self, items: Iterable[Item]) -> DataSet:
         """The same photographs, and these of their objects."""
-        return DataSet(self._layout, tuple(items), self.skipped, self._resident)
+        return DataSet(self._layout, tuple(items), self.skipped, self._resident, self.small)
 
     def readable(self) -> DataSet:
         """Those whose photographs can be decoded; each is tried. Raises DataError if there are none."""
@@ -145,7 +152,7 @@ class DataSet:
             raise DataError(
                 f"none of {len(self)} objects is in a photograph that can be decoded; the last one: {reason}"
             )
-        return DataSet(self._layout, items, skipped, self._resident)
+        return DataSet(self._layout, items, skipped, self._resident, self.small)
 
     def photograph(self, name: str) -> Photograph:
         """Decode a photograph, unless it is in memory or was the last one asked for. Raises DataError."""

@@ -34,6 +34,7 @@ DATA is recognised by what lies in it:
   coco     instances*.json, in DATA or DATA/annotations, and images/ or a
            folder named like the set (train2017/). Polygons or run lengths;
            objects may overlap; pixels of crowds (iscrowd) count nowhere.
+           Images without annotations are passed over.
            A JSON with neither train nor val in its name is for both.
            A list is another such JSON, or has one file_name a line.
   voc      VOCdevkit/VOC2012: JPEGImages, SegmentationObject and
@@ -42,8 +43,8 @@ DATA is recognised by what lies in it:
            needs the extra sbd.
 
 \b
-Photographs that cannot be read or are too large, whose size is not their
-labels', or without any object, and annotations without image, without pixels
+Other photographs without any object, those that cannot be read, are too large
+or whose size is not their labels', and annotations without image, without pixels
 or with broken outlines are named, counted and left out. A data folder or list
 without any usable object is refused.
 """

@@ -126,6 +126,8 @@ class Results:
         header = json.dumps({"settings": settings.model_dump()}).encode() + b"\n"
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):
+            if len(lines) == 1 and not header.startswith(lines[0]):
+                _check_same(path, lines[0], settings)
             lines.pop()  # cut short when the evaluation was killed
         if lines:
             _check_same(path, lines[0], settings)

@@ -21,7 +21,16 @@ from .records import Record, Settings
 from .session import COUNTS, GOALS, MODEL
 
 LISTED = 100  # of what was skipped
-PACKAGES = ("iog-runtime", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = (
+    "iog-runtime",
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 Table = dict[str, dict[str, Figures]]  # group -> segmenter -> figures
 

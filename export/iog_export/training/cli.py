@@ -51,6 +51,11 @@ from .validation import summarize
 
 EPILOG = f"""{HELP}
 \b
+Objects under 24x24 pixels are left out; those under 48x48 are drawn less often, and
+those that fill under 55 % of their box, the hard ones, more often. Of sets with these
+names objects are drawn more or less often than of others: {", ".join(f"{n} {w:g}" for n, w in WEIGHTS.items())}.
+
+\b
 Examples:
   iog train photos --init default --out runs/mine --minutes 120
   iog train photos --init default --out runs/mine --minutes 120 --resume

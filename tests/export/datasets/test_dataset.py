@@ -128,6 +128,15 @@ def test_skipped_photographs_are_named_and_counted(shapes):
     assert DataSet.open(Folders(root, names)).warnings() == []
 
 
+def test_objects_that_are_left_out_for_their_size_are_counted(shapes):
+    root, names = shapes
+    areas = sorted(item.area for item in DataSet.open(Folders(root, names)).items)
+    data = DataSet.open(Folders(root, names), min_area=areas[3])
+    assert len(data) == 5
+    assert data.warnings() == [f"3 objects have under {areas[3]} pixels and are left out"]
+    assert data.only(data.items[:2]).warnings() == data.warnings()
+
+
 def test_images_lying_on_their_side_are_turned_upright(shapes):
     root, names = shapes
     rng = np.random.default_rng(0)

@@ -67,7 +67,7 @@ def test_other_settings_are_refused_with_the_difference(path, settings):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["no json\n", "[1, 2]\n", '{"a": 1}\n'])
+@pytest.mark.parametrize("content", ["no json\n", "[1, 2]\n", '{"a": 1}\n', '[{"my": "only copy"}]', '{"a": 1}'])
 def test_other_files_are_refused(path, settings, content):
     path.write_text(content)
     with pytest.raises(IogError, match="something else"):
