@@ -41,7 +41,7 @@ class Batcher(Generic[T, R]):
             with self._lock:
                 self._line.append(place)
                 self._call_first()
-            while not place.called.wait(deadline.remaining()):
+            while not place.called.wait(deadline.pause()):
                 deadline.check("waiting for the device")
             if not place.answered:
                 with self._lane.turn(Priority.HEAD, deadline):

@@ -240,10 +240,11 @@ class _Names:
             return self._uploaded.get(digest, digest)
 
     def learn(self, digest: str, uploaded: str) -> None:
-        """Remember what was uploaded in its place."""
-        if digest == uploaded:
-            return
+        """Remember what was uploaded in its place, the last time."""
         with self._lock:
+            self._uploaded.pop(digest, None)
+            if digest == uploaded:
+                return
             self._uploaded[digest] = uploaded
             if len(self._uploaded) > _REMEMBERED_NAMES:
                 self._uploaded.popitem(last=False)

@@ -29,7 +29,7 @@ class Cores:
 
         waiting_to: what it is for, to complete "the deadline passed while waiting to ...".
         """
-        while not self._free.acquire(timeout=deadline.remaining()):
+        while not self._free.acquire(timeout=deadline.pause()):
             deadline.check(f"waiting to {waiting_to}")
         try:
             deadline.check(f"waiting to {waiting_to}")

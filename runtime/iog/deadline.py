@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from iog.errors import DeadlineExceeded
 
+LOOK_AGAIN_S = 0.25  # whether a caller still waits
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
@@ -34,6 +36,13 @@ class Deadline:
     def remaining(self) -> float | None:
         """Seconds left, 0 at least; None for no deadline."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
+
+    def pause(self) -> float | None:
+        """Seconds to wait for something else before the next `check`: a caller that gives up wakes nobody."""
+        remaining = self.remaining()
+        if self.waiting is None:
+            return remaining
+        return LOOK_AGAIN_S if remaining is None else min(remaining, LOOK_AGAIN_S)
 
     @property
     def passed(self) -> bool:

@@ -136,9 +136,10 @@ class LRU(Generic[K, V]):
                     del other
                     break
                 try:
-                    failure = other.exception(deadline.remaining())
-                except TimeoutError as e:
-                    raise DeadlineExceeded("the deadline passed while another request computed the same value") from e
+                    failure = other.exception(deadline.pause())
+                except TimeoutError:
+                    deadline.check("another request computed the same value")
+                    continue
                 except CancelledError:
                     self._withdraw(key, other)
                     continue

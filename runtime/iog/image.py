@@ -25,6 +25,7 @@ MAX_SIDE = 1_000_000  # of what OpenCV encodes as PNG
 # A file of a megabyte may have ten thousand scans, which take minutes. Photographs have ten.
 JPEG, SCAN, EOI, MAX_SCANS = b"\xff\xd8", b"\xff\xda", 0xD9, 500
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # libjpeg skips the bytes of all others, and reads on behind them
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF's tag, and the value for negatives
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow's many decoders, those that photographs come in
 
 
@@ -179,6 +180,8 @@ def read_bytes(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMIT
         ) from e
     except OSError as e:
         raise InvalidImage(f"{os.fspath(path)}: {e.strerror or e}") from e
+    except ValueError as e:  # with a NUL in it
+        raise InvalidImage(f"{os.fspath(path)!r} is no path: {e}") from e
     limits.check_bytes(len(data))
     return data
 
@@ -202,6 +205,8 @@ def _rgb(picture: PIL.Image.Image) -> UInt8Array:
         gray = np.asarray(picture)
         if gray.min() < 0 or gray.max() > 65535:
             raise InvalidImage(f"gray image with values {gray.min()}..{gray.max()}; expected at most 16 bits")
+        if getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits
+            gray = 65535 - gray.astype(np.int32)
         return np.repeat((gray.astype(np.uint32) // 257).astype(np.uint8)[..., None], 3, axis=2)
     if picture.mode == "F":
         raise InvalidImage("image of floating-point samples; expected 8 or 16 bits")

@@ -58,7 +58,7 @@ class Lane:
             with self._lock:
                 heapq.heappush(self._waiting, ticket)
                 self._call_next()
-            while not ticket.called.wait(deadline.remaining()):
+            while not ticket.called.wait(deadline.pause()):
                 deadline.check("waiting for the device")
             deadline.check("waiting for the device")
             yield give_way

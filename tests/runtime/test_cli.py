@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,6 +329,11 @@ def test_a_click_that_changes_nothing_is_noted(segment: Iog) -> None:
     assert at_the_edge.stderr.count("note: ") == 1
 
 
+def test_a_crop_may_reach_beyond_what_a_prompt_can_say(segment: Iog) -> None:
+    PIL.Image.new("RGB", (960_000, 4)).save("photo.png")
+    assert segment("--box", "0,0,959999,3", "--inside", "5,2", "--backend", "fake").exit_code == 0
+
+
 def test_the_engine_for_tests_is_not_offered(iog: Iog) -> None:
     for command in ("segment", "serve"):
         shown = iog(command, "--help").stdout
@@ -402,6 +408,17 @@ def test_inspect_refuses_an_altered_bundle(iog: Iog, split_bundle: Path, tmp_pat
     (altered / "head.onnx").write_bytes(b"other")
     assert_refused(iog("inspect", altered), "head.onnx", "sha256")
     assert_refused(iog("inspect", tmp_path), "no model bundle")
+
+
+def test_inspect_refuses_a_bundle_whose_engines_are_missing(iog: Iog, split_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(split_bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    engine = {"api": "tensorrt", "version": "10.9.0", "gpu": "sm90", "precision": "fp16"}
+    graphs = {name: {"file": f"engines/sm90/{name}.engine", "sha256": "0" * 64} for name in manifest["graphs"]}
+    manifest["engines"] = [{**engine, "graphs": graphs}]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert_refused(iog("inspect", copy), "engines/sm90/encoder.engine", "incomplete")
 
 
 def test_models_lists_what_is_packaged(iog: Iog) -> None:

@@ -51,6 +51,16 @@ def test_lossless_pixels_come_back_as_they_were() -> None:
     np.testing.assert_array_equal(Image.decode(Image.from_array(noise).to_png()).pixels, noise)
 
 
+def test_gray_tiffs_of_16_bits_whose_zero_is_white_are_no_negatives() -> None:
+    image = Image.decode(encoded(np.array([[0, 65535], [65535, 0]], np.uint16), "TIFF", tiffinfo={262: 0}))
+    np.testing.assert_array_equal(image.pixels[..., 0], [[255, 0], [0, 255]])
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(InvalidImage, match=r"'a\\x00b' is no path"):
+        Image.of("a\0b")
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])
 def test_gray_palette_and_alpha_become_rgb(mode: str) -> None:
     image = Image.decode(encoded(RAMP, mode=mode))

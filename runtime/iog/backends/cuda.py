@@ -42,7 +42,9 @@ class CudaMemory:
             self._stream: Any = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
             properties = self._call("cudaGetDeviceProperties", 0)
         except BackendError as e:
-            raise BackendUnavailable(f"no GPU can be used here: {e}; check the driver, or use device cpu") from e
+            raise BackendUnavailable(
+                f"no GPU can be used here: {e}; check the driver, or run on the CPU: --backend ort --device cpu"
+            ) from e
         self.name = bytes(properties.name).split(b"\0")[0].decode()
         self.compute_capability = f"sm{properties.major}{properties.minor}"
 

@@ -116,13 +116,13 @@ class OpenVinoGraph:
         (size,) = sizes
         batch = 1 if size == 1 else None
         request = self._request(batch)
-        arrays = {
-            name: np.ascontiguousarray(
-                value.transpose(TO_CHANNELS_LAST) if name in self._turned and value.ndim == 4 else value
-            )
-            for name, value in inputs.items()
-        }
         try:
+            arrays = {
+                name: np.ascontiguousarray(
+                    value.transpose(TO_CHANNELS_LAST) if name in self._turned and value.ndim == 4 else value
+                )
+                for name, value in inputs.items()
+            }
             if self._pages is None:
                 found = request.infer(arrays, share_inputs=True)
                 outputs = [found[t.name] for t in self.info.outputs]
@@ -136,7 +136,8 @@ class OpenVinoGraph:
         except Exception as e:
             raise failure(self._name, e) from e
         with self._lock:
-            self._free.setdefault(batch, []).append(request)
+            if self._models:  # else it was closed meanwhile: a request keeps its model
+                self._free.setdefault(batch, []).append(request)
         return [
             value.transpose(FROM_CHANNELS_LAST) if t.name in self._turned else value
             for t, value in zip(self.info.outputs, outputs, strict=True)

@@ -179,7 +179,8 @@ def _int8_products_saturate() -> bool:
 
 def failure(name: str, error: Exception) -> BackendError:
     """What a failed run of a graph is to callers."""
-    kind = OutOfMemory if any(sign in str(error) for sign in OUT_OF_MEMORY) else BackendError
+    full = isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+    kind = OutOfMemory if full else BackendError
     return kind(f"graph {name!r} failed: {error}")
 
 

@@ -197,9 +197,9 @@ def _report(image: Path, output: Path, result: Segmentation, open_ms: float, tot
 def _out_of_sight(prompt: Prompt, result: Segmentation) -> Iterator[str]:
     """Of the clicks that the network is not told of: background, and beyond the crop."""
     crop = result.crop
-    seen = Box(crop.x0, crop.y0, crop.x1, crop.y1)
     for each in prompt.within(result.image_size).clicks:
-        if not (each.positive or seen.contains(each)):
+        seen = crop.x0 <= each.x < crop.x1 + 1 and crop.y0 <= each.y < crop.y1 + 1
+        if not (each.positive or seen):
             where = f"x {crop.x0}..{crop.x1}, y {crop.y0}..{crop.y1}"
             yield f"the click at {each} changes nothing: the network sees {where}, and beyond it there is no mask"
 

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
-from iog.errors import BackendError, Internal, InvalidImage, IogError, Overloaded
+from iog.errors import BackendError, Internal, InvalidImage, IogError, OutOfMemory, Overloaded
 from iog.rpc.status import to_status
 
 logger = logging.getLogger("iog.rpc")
@@ -147,6 +147,9 @@ def errors_told(context: grpc.ServicerContext) -> Iterator[None]:
         if isinstance(e, BackendError):
             logger.exception("%s", e)
         status = to_status(e)  # and not `e`, which by way of this frame would keep itself and the request alive
+    except MemoryError as e:
+        logger.exception("no memory")
+        status = to_status(OutOfMemory(f"the server has no memory for this request ({e}); repeat it later"))
     except Exception:
         incident = uuid.uuid4().hex[:12]
         logger.exception("incident %s", incident)

@@ -96,6 +96,23 @@ def test_every_kind_of_image_is_taken(
         assert same(client.segment(source, PROMPT), predictor.segment(source, PROMPT))
 
 
+def test_a_file_that_was_first_sent_decoded_is_later_asked_for_by_its_own_name(
+    start_server: StartServer,
+    connect: Connect,
+    uploads: list[str],
+    make_predictors: MakePredictors,
+    make_file: MakeFile,
+) -> None:
+    client = connect(start_server(predictors=make_predictors(images_budget=100_000)))  # room for one of 120x160
+    file, other = make_file(seed=0), make_file(seed=1)
+    client.segment(Image.decode(file), PROMPT)  # as PNG, under another digest
+    client.segment(other, PROMPT)
+    again = Prompt(Box(30, 20, 90, 90), Point(70, 50))
+    for prompt in (again, again.with_click(35, 30, True)):
+        client.segment(file, prompt)
+    assert uploads[1:] == [digest_of(other), digest_of(file)]
+
+
 def test_an_image_is_uploaded_once(client: Client, uploads: list[str], file: bytes) -> None:
     for prompt in (PROMPT, PROMPT.with_click(35, 30, True), PROMPT):
         result = client.segment(file, prompt)

@@ -402,6 +402,26 @@ def test_a_call_that_was_cancelled_while_it_waited_is_not_computed(
     assert backend.runs["encoder"] == 1
 
 
+def test_calls_that_were_cancelled_while_they_waited_make_room_for_others(
+    start_server: StartServer, connect: Connect, file: bytes, make_file: MakeFile
+) -> None:
+    backend = GatedBackend()
+    stub = SegmentationServiceStub(connect(start_server(backend, max_segments=3)))
+    working = stub.Segment.future(request(encoded_image=file), timeout=TIMEOUT)
+    assert backend.entered.wait(TIMEOUT)
+    # for the device, and for the object that is being encoded
+    waiting = [stub.Segment.future(request(encoded_image=data)) for data in (make_file(seed=3), file)]
+    time.sleep(1.0)  # until both have come
+    assert refused(lambda: stub.Segment(request(encoded_image=file), timeout=TIMEOUT))[1] == "OVERLOADED"
+    for call in waiting:
+        call.cancel()
+    time.sleep(1.0)  # until the server has heard of it
+    others = [stub.Segment.future(request(encoded_image=file), timeout=TIMEOUT) for _ in range(2)]
+    time.sleep(0.5)
+    backend.opened.set()
+    assert [call.result().area > 0 for call in (working, *others)] == [True] * 3
+
+
 class LateContext:
     """Of a call that got its thread after its deadline."""
 
