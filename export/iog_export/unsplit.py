@@ -54,8 +54,9 @@ def unsplit(bundle: Bundle) -> IOG:
             _put(network, norms, folded)
     except (KeyError, RuntimeError, AttributeError) as e:  # a name or a shape that does not fit
         raise BundleError(f"{bundle.path}: the graphs do not fit {spec}: {e}. {ADVICE}") from e
-    for predict in network.Coarse_net.predict:
-        predict[-1].weight.zero_()
+    for norm in network.Coarse_net.predict.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.num_features == 1:  # the last one of each
+            nn.init.zeros_(norm.weight)
     _prove(split(network, size=size, fwhm=fwhm), parts)
     return network.float().requires_grad_(True)
 
