@@ -49,7 +49,8 @@ def target(plan: EnginePlan) -> tuple[Any, str]:
     """The API's module and the GPU to build for. Raises BackendUnavailable if there is none."""
     api = installed_apis().get(plan.api)
     if api is None:
-        raise BackendUnavailable(f"{plan.api} is not installed; install it, or build with another --target")
+        package = "iog-runtime[trt]" if plan.api == "tensorrt_rtx" else "tensorrt-cu12 or tensorrt-cu13"
+        raise BackendUnavailable(f"{plan.api} is not installed; install {package}, or build with another --target")
     if plan.api == "tensorrt_rtx":
         return api, plan.gpu or f"sm{PORTABLE_FROM}+"
     memory = CudaMemory()

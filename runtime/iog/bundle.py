@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +50,11 @@ class TensorInfo(_Model):
     dtype: Literal["uint8", "int32", "int64", "float16", "float32"]
     shape: tuple[int | str, ...]
     channels_last: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Of a batch of one."""
+        return math.prod(d for d in self.shape[1:] if isinstance(d, int)) * np.dtype(self.dtype).itemsize
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(self, serialize: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:

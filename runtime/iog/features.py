@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from iog.arrays import Array, FloatArray, Held
+from iog.bundle import Manifest
 from iog.crop import Crop
 from iog.deadline import NO_DEADLINE, Deadline
 from iog.errors import DeadlineExceeded, UnknownImage
@@ -70,6 +71,14 @@ class Features:
         if state is not self.initial:
             others = tuple(other for other in self.recent if other is not state)
             self.recent = (*others[1 - RECENT :], state)
+
+
+def object_bytes(manifest: Manifest) -> int:
+    """What an object takes of the budget for features; 0 for a model that has none."""
+    if manifest.kind != "split":
+        return 0
+    (clicks,) = (t for t in manifest.graphs["head"].inputs if t.name == "clicks")
+    return sum(t.nbytes for t in manifest.graphs["encoder"].outputs) + (1 + RECENT) * clicks.nbytes
 
 
 class LRU(Generic[K, V]):

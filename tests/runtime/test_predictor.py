@@ -36,7 +36,7 @@ from iog.errors import (
     OutOfMemory,
     UnknownImage,
 )
-from iog.features import FeatureKey, Features
+from iog.features import FeatureKey, Features, object_bytes
 from iog.guidance import GuidanceSpec
 from iog.image import Image, ImageLimits
 from iog.lane import Lane, Priority
@@ -508,6 +508,7 @@ def test_the_cache_counts_tensors_and_all_click_maps(predictor: Predictor, photo
     maps = {id(state): state.map for state in (features.initial, *features.recent)}
     assert len(maps) == 3
     assert predictor.features.nbytes == sum(array.nbytes for array in (*features.tensors.values(), *maps.values()))
+    assert predictor.features.nbytes == object_bytes(predictor.bundle.manifest)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------

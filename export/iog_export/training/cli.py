@@ -140,7 +140,13 @@ INTERRUPTED = 130  # exit code
     show_default=True,
     help="GiB of photographs to keep decoded, in each process; the others are decoded each time.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of what is drawn: objects, boxes, clicks, distortions.",
+)
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1; auto takes a GPU if there is one."
 )

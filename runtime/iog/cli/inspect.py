@@ -55,7 +55,14 @@ def inspect(bundle: str | None, as_json: bool) -> None:
 def _facts(bundle: Bundle) -> RenderableType:
     from rich.table import Table
 
+    from iog.backends import FEATURES_BUDGET
+    from iog.features import object_bytes
+
     m = bundle.manifest
+    features = ""
+    if memory := object_bytes(m):
+        held = f"{in_bytes(FEATURES_BUDGET)} holds {FEATURES_BUDGET // memory:,}"
+        features = f"{in_bytes(memory)} an object: {held}"
     relax = " + ".join(
         text
         for text, given in (
@@ -86,6 +93,7 @@ def _facts(bundle: Bundle) -> RenderableType:
         ("corners", f"{m.crop.corner_offset} network pixels outside the box" if m.crop.corner_offset else "on the box"),
         ("clicks", f"{m.guidance.encoding}, {m.guidance.fwhm:g} network pixels wide at half maximum"),
         ("threshold", f"{m.threshold:g}"),
+        ("features", features),
         ("engines", "; ".join(f"{e.api} {e.version} for {e.gpu}, {e.precision}" for e in m.engines)),
         ("weights", source),
         ("exported", m.provenance.created),
