@@ -41,8 +41,8 @@ class Cores:
 def allowed() -> int:
     """Cores that this process may keep busy: those it may run on, as many as its container's quota lasts for.
 
-    Engines count all cores of the computer. With more threads than the quota lasts for (`docker run --cpus`, limits
-    of Kubernetes) the system stops them all for most of each tenth of a second.
+    Engines count all cores of the computer. With many more threads than the quota lasts for (`docker run --cpus`,
+    limits of Kubernetes) they use it up early in each tenth of a second, and are all stopped for the rest.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min(cores, _quota()), 1)
@@ -55,12 +55,12 @@ def engine_threads(asked: int) -> int:
 
 
 def _quota() -> int:
-    """Whole cores that the control group's quota lasts for; very many if there is none."""
+    """Cores that the control group's quota lasts for, rounded up; very many if there is none."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of version 2, of version 1
         try:
             quota, period = " ".join((CONTROL_GROUP / file).read_text() for file in files).split()
             if quota.isdecimal():  # else "max", or -1
-                return int(quota) // int(period)
+                return -(-int(quota) // int(period))
         except (OSError, ValueError, ZeroDivisionError):
             continue
     return sys.maxsize

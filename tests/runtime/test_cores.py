@@ -20,9 +20,9 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("quota", "allowed"), [("max", 16), ("200000", 2), ("375000", 3), ("50000", 1), ("6400000", 16), ("nonsense", 16)]
+    ("quota", "allowed"), [("max", 16), ("200000", 2), ("375000", 4), ("50000", 1), ("6400000", 16), ("nonsense", 16)]
 )
-def test_a_quota_counts_as_whole_cores(group: Path, quota: str, allowed: int) -> None:
+def test_a_quota_counts_as_cores_rounded_up(group: Path, quota: str, allowed: int) -> None:
     (group / "cpu.max").write_text(f"{quota} 100000\n")
     assert cores.allowed() == allowed
     assert cores.engine_threads(0) == (allowed if allowed < 16 else 0)
@@ -46,7 +46,7 @@ def test_without_control_groups_all_cores_of_the_process_are_allowed(
 
 
 def test_an_engine_has_no_more_threads_than_the_quota_lasts_for(group: Path, split_bundle: Path) -> None:
-    (group / "cpu.max").write_text("150000 100000\n")
+    (group / "cpu.max").write_text("100000 100000\n")
     bundle = Bundle.open(split_bundle)
     graph = OrtBackend().open("head", bundle.graphs["head"], bundle.manifest.graphs["head"])
     assert isinstance(graph, OrtGraph)
