@@ -137,7 +137,7 @@ def test_a_device_that_does_not_start_is_unavailable(bundle: Bundle, monkeypatch
 def test_without_a_gpu_a_bundle_is_not_opened_on_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="the extra gpu is not installed")
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.raises(BackendUnavailable, match=r"no GPU can be used here: .*use device cpu"):
+    with pytest.raises(BackendUnavailable, match=r"no GPU can be used here: .*use backend ort with device cpu"):
         open_graphs(open_backend("ort", device="cuda"), bundle)
     with pytest.raises(BackendUnavailable, match=r"no GPU can be used here|iog-runtime\[trt\]"):
         open_backend("trt")

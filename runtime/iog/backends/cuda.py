@@ -43,7 +43,7 @@ class CudaMemory:
             properties = self._call("cudaGetDeviceProperties", 0)
         except BackendError as e:
             raise BackendUnavailable(
-                f"no GPU can be used here: {e}; check the driver, or run on the CPU: --backend ort --device cpu"
+                f"no GPU can be used here: {e}; check the driver, or use backend ort with device cpu"
             ) from e
         self.name = bytes(properties.name).split(b"\0")[0].decode()
         self.compute_capability = f"sm{properties.major}{properties.minor}"
