@@ -44,9 +44,8 @@ from .validation import summarize
 
 DIVERGED = 20  # steps in a row without a finite gradient
 REBASE_BATCHES = 6  # over which a network from a bundle gets its batch norms' statistics
-SHARED, OWN, TRAINING, MEASURING = range(
-    4
-)  # what random numbers are for: seeds begin with it, so that no two are alike
+# What random numbers are for: seeds begin with it, so that no two streams are alike.
+SHARED, OWN, TRAINING, MEASURING = range(4)
 
 
 class Stopped(IogError):
