@@ -30,7 +30,7 @@ PHOTO = ROOT / "export" / "iog_export" / "photographs" / "astronaut.jpg"
 REFERENCE = ROOT / "examples" / "references" / "astronaut.png"
 
 START = Prompt(Box(13, 8, 373, 511), Point(175, 320))
-CORRECTIONS = (Click(30, 470, positive=False), Click(170, 490, positive=True))  # behind the shoulder, the cuff
+CORRECTIONS = (Click(14, 474, positive=False), Click(146, 503, positive=True))  # behind the sleeve, the cuff
 GOOD_IOU = 0.9  # with the reference, after the last click
 READY_S = 60.0
 

@@ -48,7 +48,7 @@ def settling(size: int, batch: int, augmentation: float, last: float) -> StageSc
     """
     return (
         (0.0, Stage(max(size * 2 // 3 // 32 * 32, 64), 3 * batch // 2, augmentation)),
-        (0.6, Stage(size, batch, last)),
+        (0.45, Stage(size, batch, last)),
     )
 
 

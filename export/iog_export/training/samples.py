@@ -193,9 +193,9 @@ def looseness(rng: np.random.Generator) -> tuple[float, float, float, float]:
     that is loose on all four, as many people draw them, is so rare that networks fail on it.
     """
     kind = rng.random()
-    if kind < 0.40:
+    if kind < 0.36:
         sides = rng.uniform(-0.02, 0.08, 4)
-    elif kind < 0.56:
+    elif kind < 0.50:
         sides = rng.uniform(-0.02, 0.20, 4)
     else:
         sides = (rng.uniform(0.0, 0.24) + rng.normal(0, 0.02, 4)).clip(-0.02, 0.24)

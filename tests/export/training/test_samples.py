@@ -198,6 +198,6 @@ def test_boxes_are_drawn_by_careful_careless_and_even_hands():
     assert sides.max() <= 0.24
     smallest, spread = sides.min(axis=1), np.ptp(sides, axis=1)
     # Independent sides of up to 20 % are all over 10 % once in 27 boxes; one looseness is, in half of them.
-    assert 0.15 < (smallest > 0.10).mean() < 0.25
+    assert 0.2 < (smallest > 0.10).mean() < 0.35
     assert (sides.max(axis=1) <= 0.08).mean() > 0.35
     assert (spread > 0.12).mean() > 0.08
