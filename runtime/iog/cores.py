@@ -12,6 +12,7 @@ from pathlib import Path
 from iog.deadline import Deadline
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # where a container finds its own
+PROCESSORS = Path("/sys/devices/system/cpu")
 
 
 class Cores:
@@ -41,17 +42,20 @@ class Cores:
 def allowed() -> int:
     """Cores that this process may keep busy: those it may run on, as many as its container's quota lasts for.
 
-    Engines count all cores of the computer. With many more threads than the quota lasts for (`docker run --cpus`,
-    limits of Kubernetes) they use it up early in each tenth of a second, and are all stopped for the rest.
+    With many more threads than the quota lasts for (`docker run --cpus`, limits of Kubernetes) a process uses it up
+    early in each tenth of a second, and is stopped for the rest.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min(cores, _quota()), 1)
 
 
 def engine_threads(asked: int) -> int:
-    """Threads to tell an engine. asked: 0 for its own choice, unless that counts cores that are not allowed."""
+    """Threads to tell an engine. asked: 0 for its own choice, one for each physical core of the computer, unless
+    fewer are allowed.
+    """
+    siblings = {file.read_text() for file in PROCESSORS.glob("cpu[0-9]*/topology/thread_siblings_list")}
     cores = allowed()
-    return asked or (cores if cores < (os.cpu_count() or 1) else 0)
+    return asked or (cores if cores < (len(siblings) or os.cpu_count() or 1) else 0)
 
 
 def _quota() -> int:

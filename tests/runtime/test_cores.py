@@ -14,6 +14,7 @@ from iog.bundle import Bundle
 def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files of a control group, on a computer of 16 cores."""
     monkeypatch.setattr(cores, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(cores, "PROCESSORS", tmp_path / "none")
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     return tmp_path
@@ -43,6 +44,19 @@ def test_without_control_groups_all_cores_of_the_process_are_allowed(
     assert (cores.allowed(), cores.engine_threads(0)) == (16, 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
     assert (cores.allowed(), cores.engine_threads(0)) == (2, 2)
+
+
+def test_where_cores_run_two_threads_each_an_engine_keeps_its_choice_until_fewer_are_allowed(
+    group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "PROCESSORS", group)
+    for i in range(16):
+        (group / f"cpu{i}" / "topology").mkdir(parents=True)
+        (group / f"cpu{i}" / "topology" / "thread_siblings_list").write_text(f"{i % 8},{i % 8 + 8}\n")
+    for quota, threads in ((12, 0), (8, 0), (7, 7)):
+        (group / "cpu.max").write_text(f"{quota}00000 100000\n")
+        assert cores.allowed() == quota
+        assert cores.engine_threads(0) == threads
 
 
 def test_an_engine_has_no_more_threads_than_the_quota_lasts_for(group: Path, split_bundle: Path) -> None:

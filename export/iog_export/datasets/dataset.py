@@ -122,7 +122,7 @@ class DataSet:
                 f"no object of at least {min_area} pixels in {len(layout.names)} listed photographs; "
                 f"{len(skipped)} photographs and objects are unusable{first}"
             )
-        left_out = f"{small} objects have under {min_area} pixels and are left out" if small else ""
+        left_out = f"left out, as they have under {min_area} pixels: {small} objects" if small else ""
         return cls(layout, items, skipped, resident, left_out)
 
     def warnings(self) -> list[str]:

@@ -43,7 +43,7 @@ class Scene:
 def scene(target: Target, network_size: int, rng: np.random.Generator, strength: float = 1.0) -> Scene:
     """Warp the surroundings of an object: mirrored, scaled, stretched and turned at random.
 
-    strength: 0..1; at 0 only the mirror and a little scaling are left.
+    strength: 0..1; at 0 only the mirror and scaling by up to two are left.
     """
     x, y, width, height = target.item.bounds
     side = max(width, height)
@@ -57,7 +57,7 @@ def scene(target: Target, network_size: int, rng: np.random.Generator, strength:
     stretch = np.exp(rng.normal(0, 0.12 * strength))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
 
-    # The part of the photograph that can reach the scene, shrunk by averaging before the bilinear warp can alias.
+    # The part of the photograph that can reach the scene, shrunk by averaging before the warp can alias.
     reach = 1.3 * (0.5 + MARGIN) * side
     if angle or stretch != 1:
         reach *= 1.35

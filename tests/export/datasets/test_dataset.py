@@ -133,7 +133,7 @@ def test_objects_that_are_left_out_for_their_size_are_counted(shapes):
     areas = sorted(item.area for item in DataSet.open(Folders(root, names)).items)
     data = DataSet.open(Folders(root, names), min_area=areas[3])
     assert len(data) == 5
-    assert data.warnings() == [f"3 objects have under {areas[3]} pixels and are left out"]
+    assert data.warnings() == [f"left out, as they have under {areas[3]} pixels: 3 objects"]
     assert data.only(data.items[:2]).warnings() == data.warnings()
 
 

@@ -28,7 +28,7 @@ from iog.backends.fake import FakeBackend
 from iog.bundle import GraphInfo
 from iog.client import _OPTIONS as CLIENT_OPTIONS
 from iog.errors import BackendError
-from iog.image import ImageLimits
+from iog.image import Image, ImageLimits
 from iog.predictor import Predictor
 from iog.rpc.calls import Gate, Watchdog
 from iog.rpc.server import SERVICE, Server, ServerConfig
@@ -628,16 +628,40 @@ def test_a_click_on_a_held_object_needs_no_image(
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_HELD")
 
 
+@pytest.mark.parametrize("held", [True, False])
 def test_the_example_sends_the_image_itself_where_uploads_are_not_held(
-    start_server: StartServer, make_predictors: MakePredictors, file: bytes, tmp_path: Path
+    start_server: StartServer,
+    make_predictors: MakePredictors,
+    file: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    held: bool,
 ) -> None:
+    predictors = make_predictors()
+    if not held:
+        monkeypatch.setattr(predictors[0].images, "put", lambda digest, image: None)
+    decoded: list[bytes] = []
+    decode = Image.decode
+    monkeypatch.setattr(Image, "decode", lambda data, *limits: decoded.append(data) or decode(data, *limits))
+    server = start_server(predictors=predictors)
     (tmp_path / "image.png").write_bytes(file)
-    for images_budget in (0, 1 << 20):
-        server = start_server(predictors=make_predictors(images_budget=images_budget))
-        arguments = [server.address, tmp_path / "image.png", "30", "20", "110", "90", "70", "50"]
-        command = [sys.executable, EXAMPLES / "reflect.py", *arguments]
-        answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT).stdout)
-        assert answer["imageDigest"] == hashlib.sha256(file).hexdigest()
+    arguments = [server.address, tmp_path / "image.png", "30", "20", "110", "90", "70", "50"]
+    command = [sys.executable, EXAMPLES / "reflect.py", *arguments]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT).stdout)
+    assert answer["imageDigest"] == hashlib.sha256(file).hexdigest()
+    assert decoded == [file] * (1 if held else 2)  # uploaded, and sent with the request
+
+
+def test_a_lack_of_memory_outside_of_an_engine_is_told_as_one(
+    server: Server, connect: Connect, file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise MemoryError("Unable to allocate 61.0 MiB")
+
+    monkeypatch.setattr("iog.rpc.convert.response_of", full)
+    stub = SegmentationServiceStub(connect(server))
+    code, reason, _ = refused(lambda: stub.Segment(request(encoded_image=file), timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
 
 
 def test_a_call_without_a_request_is_refused(server: Server, connect: Connect) -> None:
