@@ -5,26 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from iog.cores import allowed
+from iog_export.installed import PACKAGES, versions
 
 CPU_INFO = Path("/proc/cpuinfo")
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
-LIBRARIES = (
-    "iog-runtime",
-    "numpy",
-    "opencv-python-headless",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-    "torch",
-    "grpcio",
-)
+LIBRARIES = (*PACKAGES, "torch", "grpcio")
 
 
 def environment() -> dict[str, Any]:
@@ -40,7 +29,7 @@ def environment() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+        "libraries": versions(LIBRARIES),
         "load_before": load(),
     }
 
@@ -48,10 +37,3 @@ def environment() -> dict[str, Any]:
 def load() -> float:
     """Runnable processes, averaged over the last minute."""
     return round(os.getloadavg()[0], 2)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

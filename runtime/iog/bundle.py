@@ -280,7 +280,7 @@ def _tensors(spec: GuidanceSpec, outputs: Mapping[str, _Tensor]) -> dict[str, _T
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose graphs were all there, with the hashes that the manifest names; `engine` checks engines.
+    """A bundle whose graphs were all there, with the hashes that the manifest names; an engine is checked when it is read.
 
     digest: sha256 of the manifest, which holds the graphs' hashes: it names the whole content.
     """
@@ -315,6 +315,12 @@ class Bundle:
     def engine(self, stored: StoredFile) -> bytes:
         """Read one of the manifest's engines. Raises BundleError if it is missing or was changed."""
         return _read(self.path, stored.file, stored.sha256)
+
+    def check_engines(self) -> None:
+        """Read all of them. Raises BundleError as `engine` does."""
+        for engine in self.manifest.engines:
+            for stored in engine.graphs.values():
+                self.engine(stored)
 
 
 def read_manifest(root: Path) -> tuple[Manifest, str]:
@@ -391,8 +397,7 @@ def write_bundle(
             (written / file).parent.mkdir(parents=True, exist_ok=True)
             (written / file).write_bytes(data)
         bundle = Bundle.open(written)
-        for stored in (stored for engine in manifest.engines for stored in engine.graphs.values()):
-            bundle.engine(stored)
+        bundle.check_engines()
         try:
             if root.exists():
                 root.rename(old)

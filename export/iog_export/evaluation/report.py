@@ -7,12 +7,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from iog.bundle import Bundle
+
+from iog_export.installed import versions
 
 from .baselines import BASELINES
 from .figures import Figures, Groups, by_fill, by_set, by_size, figures, setbacks, sweep_means
@@ -21,16 +22,6 @@ from .records import Record, Settings
 from .session import COUNTS, GOALS, MODEL
 
 LISTED = 100  # of what was skipped
-PACKAGES = (
-    "iog-runtime",
-    "numpy",
-    "opencv-python-headless",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-)
 
 Table = dict[str, dict[str, Figures]]  # group -> segmenter -> figures
 
@@ -239,17 +230,11 @@ class Report:
 
 def environment() -> dict[str, Any]:
     """Where and with what it was measured."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "packages": packages,
+        "packages": versions(),
     }
 
 

@@ -134,5 +134,5 @@ def _shape(t: TensorInfo, batch: int) -> tuple[int, ...]:
 
 def _ends(tensors: Sequence[TensorInfo], batch: int) -> list[int]:
     """0, and where each one ends, aligned: where the next one begins. The last is what all take, in bytes."""
-    sizes = (math.prod(_shape(t, batch)) * np.dtype(t.dtype).itemsize for t in tensors)
+    sizes = (batch * t.nbytes for t in tensors)
     return list(itertools.accumulate(sizes, lambda end, size: end + -(-size // ALIGNMENT) * ALIGNMENT, initial=0))

@@ -37,8 +37,7 @@ def inspect(bundle: str | None, as_json: bool) -> None:
     from iog.bundle import Bundle
 
     found = Bundle.open(bundle_path(bundle))
-    for stored in (stored for engine in found.manifest.engines for stored in engine.graphs.values()):
-        found.engine(stored)
+    found.check_engines()
     if as_json:
         document = {
             "path": str(found.path),
