@@ -280,7 +280,7 @@ def _tensors(spec: GuidanceSpec, outputs: Mapping[str, _Tensor]) -> dict[str, _T
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose graphs were all there, with the hashes that the manifest names; engines are checked as they are read.
+    """A bundle whose graphs were all there, with the hashes that the manifest names; `engine` checks engines.
 
     digest: sha256 of the manifest, which holds the graphs' hashes: it names the whole content.
     """
