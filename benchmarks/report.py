@@ -257,13 +257,14 @@ def soak(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
     results, settings = record["results"], record["settings"]
     s = results["soak"]
     plots.memory(folder / "memory.png", s)
-    grown = s["resident_peak_bytes"] - s["resident_before_bytes"] if s["resident_before_bytes"] else None
+    most = results["peak_resident_bytes"]
+    grown = most - s["resident_before_bytes"] if most and s["resident_before_bytes"] else None
     yield "## Memory"
     yield (
         f"Model {settings['model']}, {s['clicks']} clicks on {s['objects']} objects in {s['seconds'] / 60:.1f} minutes "
         f"without a pause, a features budget of {_mb(s['budget_bytes'])} MB; {s['rejected']} clicks rejected, "
         f"{s['failed']} failed. The server held {_mb(s['resident_before_bytes'])} MB when it was ready and "
-        f"{_mb(s['resident_peak_bytes'])} MB at most, {_mb(grown)} MB more: "
+        f"{_mb(most)} MB at most, {_mb(grown)} MB more: "
         f"{_share(grown and grown / s['budget_bytes']) or 'an unknown part'} of the budget. Medians of the four "
         f"quarters of the time: {', '.join(_mb(q) for q in s['resident_quarter_bytes'])} MB."
     )

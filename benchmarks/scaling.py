@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ import click
 import numpy as np
 from harness.record import Record, console, json_option, run
 from harness.rounds import Run, Summary, interleaved
-from harness.scene import FULL_HD, SHIFTS, Annotator, another, frame, growing, photograph, prompt
+from harness.scene import FULL_HD, SHIFTS, Annotator, another, corrected, frame, growing, photograph, prompt
 from harness.server import served
-from iog import Client, Predictor
+from iog import Client, Predictor, Prompt
 from iog.backends import open_backend
 from iog.bundle import Bundle
 from iog.cli.values import Seconds
+from iog.features import RECENT
 from iog.image import Image
 from iog.prompt import Size
 from rich.table import Table
@@ -114,13 +115,20 @@ def clicks(predictor: Predictor, counts: Sequence[int], rounds: int) -> Line:
     """With so many clicks in the request: the last of them new, or all of them."""
     image = frame()
     prompts = growing(prompt(image.size), max(counts))
+    others = [corrected(prompts[0], max(counts) + number) for number in range(RECENT)]
     runs: dict[Position, Run] = {}
     before: dict[Position, Run] = {}
     for count in counts:
-        for series, seen in (("one new", prompts[count - 1]), ("all new", prompts[0])):
+        # What was clicked last is remembered: prompts that begin otherwise take its place.
+        for series, seen in (("one new", [*others, prompts[count - 1]]), ("all new", others)):
             runs[series, count] = partial(predictor.segment, image, prompts[count])
-            before[series, count] = partial(predictor.segment, image, seen)
+            before[series, count] = partial(_each, partial(predictor.segment, image), seen)
     return line(runs, rounds, before)
+
+
+def _each(act: Callable[[Prompt], object], prompts: Sequence[Prompt]) -> None:
+    for asked in prompts:
+        act(asked)
 
 
 def batches(bundle: Bundle, counts: Sequence[int]) -> dict[Position, Run]:

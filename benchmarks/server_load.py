@@ -264,7 +264,6 @@ def soaked(
         "objects": len(seen),
         "budget_bytes": budget,
         "resident_before_bytes": ready,
-        "resident_peak_bytes": max(resident),
         "resident_quarter_bytes": [int(np.median(q)) for q in quarters if len(q)],
         "resident_bytes": resident,
         **came_of(replies),

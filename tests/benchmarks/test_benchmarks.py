@@ -136,12 +136,14 @@ def test_in_a_burst_each_object_is_encoded_once(folder: Path) -> None:
 
 
 def test_a_soak_visits_all_objects_and_watches_the_memory(folder: Path) -> None:
-    soak = measured("soak", folder)["soak"]
+    results = measured("soak", folder)
+    soak = results["soak"]
     assert soak["objects"] == 3
     assert soak["rejected"] == soak["failed"] == 0
     assert soak["hit_rate"] > 0
     if sys.platform == "linux":
-        assert soak["resident_peak_bytes"] >= soak["resident_before_bytes"] > 10e6
+        assert results["peak_resident_bytes"] >= max(soak["resident_bytes"]) > 10e6
+        assert results["peak_resident_bytes"] >= soak["resident_before_bytes"] > 10e6
 
 
 def test_each_dimension_is_scaled(folder: Path) -> None:

@@ -1,6 +1,7 @@
-"""What is counted when annotators correct at once."""
+"""What is counted when annotators correct at once, and when clicks are new."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import scaling
 from harness.scene import prompt
-from iog import Prompt
+from iog import Predictor, Prompt
+from iog.segmentation import Segmentation
 
 
 def test_first_clicks_are_no_corrections_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +41,21 @@ def test_first_clicks_are_no_corrections_a_second(monkeypatch: pytest.MonkeyPatc
     line = scaling.annotators(None, [2], seconds=0.0)
     assert clicks == [0, 0, 1, 1]
     assert set(line["corrections a second"]) == {2}
+
+
+def test_new_clicks_are_computed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However rounds are shuffled, and although a predictor remembers what was clicked last."""
+    windows: dict[int, list[int]] = defaultdict(list)
+    segment = Predictor.segment
+
+    def watched(self: Predictor, image: object, asked: Prompt) -> Segmentation:
+        answer = segment(self, image, asked)
+        windows[len(asked.clicks)].append(answer.cache.windows)
+        return answer
+
+    monkeypatch.setattr(Predictor, "segment", watched)
+    with Predictor.open() as predictor:
+        scaling.clicks(predictor, [2, 4], rounds=3)
+    # Only what is timed has two or four clicks, in both series: once in the round that warms up, once in each of three.
+    assert sorted(windows[2]) == [1] * 4 + [2] * 4
+    assert sorted(windows[4]) == [1] * 4 + [4] * 4
