@@ -14,7 +14,7 @@ import click
 import numpy as np
 from harness.competitors import Competitor, Scene, assemble, names
 from harness.gauge import SIDE, arithmetic, bandwidth, matrix_product
-from harness.networks import Published
+from harness.networks import Published, use_allowed_cores
 from harness.ratios import against_eager
 from harness.record import EAGER, Record, console, json_option, run
 from harness.rounds import Run, Summary, interleaved
@@ -98,6 +98,7 @@ def main(
     runs. GrabCut, which has none, gets the published network's frame, and discs where that one gets heat. Ratios are
     to PyTorch eager on the same network.
     """
+    use_allowed_cores()
     published = Published(work / "networks", backbone, size, width)
     record = Record("click_latency", rounds=rounds, network=str(published), only=only.pattern)
     with ExitStack() as stack:

@@ -22,6 +22,7 @@ from iog.errors import IogError
 from iog.guidance import GuidanceSpec
 from iog.image import Image
 from iog.prompt import Prompt
+from iog.segmentation import Segmentation
 from iog_export.evaluation.baselines import grabcut
 from iog_export.to_onnx import OnnxGraph
 
@@ -241,18 +242,26 @@ def _default(scene: Scene) -> Competitor:
 def _predictor(scene: Scene, predictor: Predictor, network: str) -> Competitor:
     scene.stack.enter_context(predictor)
     return Competitor(
-        lambda prompt: predictor.segment(scene.image, prompt),
+        lambda prompt: _with_mask(predictor.segment(scene.image, prompt)),
         ("first", "correction"),
         network,
         lambda prompt: predictor.segment(scene.image, prompt, scores=True).logits,
     )
 
 
+def _with_mask(answer: Segmentation) -> Segmentation:
+    """With its mask of the whole image, as all others answer; it is made when it is asked for."""
+    answer.mask  # noqa: B018
+    return answer
+
+
 def _through_grpc(scene: Scene) -> Competitor:
     """A server in a process of its own."""
     running = scene.stack.enter_context(served())
     client = scene.stack.enter_context(Client(running.address))
-    return Competitor(lambda prompt: client.segment(scene.image, prompt), ("first", "correction"), DEFAULT_MODEL)
+    return Competitor(
+        lambda prompt: _with_mask(client.segment(scene.image, prompt)), ("first", "correction"), DEFAULT_MODEL
+    )
 
 
 def _note_traffic(scene: Scene, bundle: Bundle, name: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from iog.arrays import FloatArray
 
 from .host import Seen
-from .networks import NotRun, Published
+from .networks import NotRun, Published, use_allowed_cores
 
 
 @contextmanager
@@ -49,6 +49,7 @@ def compiled(published: Published, limit_s: float) -> Iterator[Callable[[Seen], 
 
 def _work(connection: Connection, published: Published) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(published.folder.resolve() / "inductor"))
+    use_allowed_cores()
     try:
         network, size = torch.compile(published.network), published.size
         with torch.inference_mode():

@@ -14,6 +14,7 @@ import click
 import onnx
 import torch
 from iog.bundle import GraphInfo
+from iog.cores import allowed
 from iog_export import export
 from iog_export.networks import IOG, Features, NetworkSpec, randomize
 from iog_export.to_onnx import OnnxGraph, export_graph, finish
@@ -101,6 +102,11 @@ class Published:
         path.write_bytes(graph.model)
         about.write_text(graph.info.model_dump_json())
         return graph
+
+
+def use_allowed_cores() -> None:
+    """Keep PyTorch, which takes a thread for each core it sees, within a container's quota, as engines are."""
+    torch.set_num_threads(min(torch.get_num_threads(), allowed()))
 
 
 class _Whole(nn.Module):
