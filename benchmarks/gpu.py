@@ -48,7 +48,7 @@ def main(model: Path | None, backend: str, device: str, clicks: int, path: Path 
     memory = CudaMemory()
     gpu = {"name": memory.name, "compute_capability": memory.compute_capability}
     memory.close()
-    engine = open_backend(backend, device=device)
+    engine = open_backend(backend, device=device, fall_back=False)
     bundle = Bundle.open(model)
     record = Record("gpu", model=bundle.manifest.name, backend=backend, device=device, clicks=clicks, gpu=gpu)
     record.note(bundle=bundle.digest[:12])

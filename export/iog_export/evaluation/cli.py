@@ -12,7 +12,6 @@ from iog.bundle import Bundle
 from iog.cli.models import bundle_path
 from iog.cli.output import print_rich
 from iog.cli.values import ENGINE, Number
-from iog.predictor import Predictor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,7 +22,7 @@ from iog_export.datasets.formats import HELP
 from .baselines import BASELINES
 from .figures import mean_curve
 from .gallery import draw_galleries
-from .measure import BASELINE_CLICKS, Bench, Deployed
+from .measure import BASELINE_CLICKS, Bench, Deployed, opened
 from .objects import digest_of, representative, spread, uncounted
 from .plot import draw_curves
 from .records import Record, Results, Settings
@@ -159,7 +158,7 @@ def evaluate(
     draw_curves(out / "iou_over_clicks.png", done, list(BASELINES) if baselines else [], clicks, title)
     with (
         console.status("drawing galleries"),
-        Predictor.open(model.path, backend, device=device, threads=threads) as predictor,
+        opened(model.path, backend, device, threads) as predictor,
     ):
         draw_galleries(out, found, done, Deployed(predictor), clicks)
     print_rich(_table(report))

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from iog.arrays import BoolArray, UInt8Array
+from iog.backends import open_backend
+from iog.bundle import Bundle
 from iog.image import Image
-from iog.predictor import Predictor
+from iog.predictor import Predictor, feature_cache
 from iog.prompt import Prompt
 
 from iog_export.datasets import DataError, DataSet, Item
@@ -40,6 +42,12 @@ class Deployed:
         return self.predictor.segment(self._last[1], prompt).mask
 
 
+def opened(bundle: Path, backend: str, device: str, threads: int) -> Predictor:
+    """With the engine that figures name. Raises BackendUnavailable where only another one could run the bundle."""
+    engine = open_backend(backend, device=device, threads=threads, features_budget=FEATURES_BUDGET, fall_back=False)
+    return Predictor(Bundle.open(bundle), engine, features=feature_cache(FEATURES_BUDGET))
+
+
 class Bench:
     """Measures objects of a data set, one after the other."""
 
@@ -51,9 +59,7 @@ class Bench:
     @classmethod
     def open(cls, data: DataSet, settings: Settings, bundle: Path, threads: int) -> Bench:
         """With the bundle's model, and the baselines if the settings ask for them."""
-        predictor = Predictor.open(
-            bundle, settings.backend, device=settings.device, threads=threads, features_budget=FEATURES_BUDGET
-        )
+        predictor = opened(bundle, settings.backend, settings.device, threads)
         return cls(data, settings, {MODEL: Deployed(predictor), **(BASELINES if settings.baselines else {})})
 
     def measure(self, item: Item) -> Record:

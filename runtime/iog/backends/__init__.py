@@ -13,7 +13,12 @@ FEATURES_BUDGET = 1 << 30
 
 
 def open_backend(
-    name: str = "ort", *, device: str = "cpu", threads: int = 0, features_budget: int = FEATURES_BUDGET
+    name: str = "ort",
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+    features_budget: int = FEATURES_BUDGET,
+    fall_back: bool = True,
 ) -> Backend:
     """An engine by name.
 
@@ -22,6 +27,8 @@ def open_backend(
         or "tensorrt".
     threads: per graph, on the CPU; 0 for one per core, as far as a container's quota lasts (`iog.cores.allowed`).
     features_budget: bytes of a GPU's memory for features.
+    fall_back: whether "trt" runs the graphs of a bundle without engines for this GPU on ONNX Runtime, and says so, or
+        refuses that bundle: for measurements, which name the engine.
     Raises BackendUnavailable if the name is not known, the engine is not installed or the device is not there.
     """
     if name == "ort" and device != "cpu":
@@ -39,7 +46,7 @@ def open_backend(
     if name == "trt":
         from iog.backends.trt import TrtBackend
 
-        return TrtBackend(budget=features_budget)
+        return TrtBackend(budget=features_budget, fall_back=fall_back)
     if name == "fake":
         from iog.backends.fake import FakeBackend
 
