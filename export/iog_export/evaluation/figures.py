@@ -58,11 +58,17 @@ def figures(records: Iterable[Record], segmenter: str, clicks: int, *, goals: bo
     )
 
 
+def each_set(records: Sequence[Record]) -> Groups:
+    """The objects of each set."""
+    return dict(sorted(_grouped(records, lambda record: record.collection).items()))
+
+
 def by_set(records: Sequence[Record]) -> Groups:
-    """All objects, if they come from several sets, and those of each set."""
-    sets = _grouped(records, lambda record: record.collection)
-    sets = dict(sorted(sets.items()))
-    return sets if len(sets) == 1 else {ALL: records, **sets}
+    """All objects, if they come from several sets, and those of each set, of which one may be called "all" itself."""
+    sets = each_set(records)
+    if len(sets) == 1:
+        return sets
+    return {ALL: records, **{f"set {name}" if name == ALL else name: members for name, members in sets.items()}}
 
 
 def by_size(records: Sequence[Record]) -> Groups:

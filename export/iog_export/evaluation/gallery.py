@@ -14,7 +14,7 @@ from iog.prompt import Box, Point, Prompt
 
 from iog_export.datasets import DataSet
 
-from .figures import ALL, by_set
+from .figures import each_set
 from .measure import BASELINE_CLICKS
 from .protocol import Segmenter
 from .records import Record
@@ -29,9 +29,9 @@ def draw_galleries(out: Path, data: DataSet, records: Sequence[Record], segment:
     The masks are made again from the clicks in the records. Returns the files.
     """
     paths = []
-    for name, members in by_set(records).items():
+    for name, members in each_set(records).items():
         ranked = sorted((r for r in members if MODEL in r.tracks), key=lambda r: r.tracks[MODEL].ious[0])
-        if name == ALL or not ranked:
+        if not ranked:
             continue
         titles: dict[int, str] = {}  # of few objects, one may be several of these
         for title, place in (("best", len(ranked) - 1), ("median", len(ranked) // 2), ("worst", 0)):

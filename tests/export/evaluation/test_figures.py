@@ -64,6 +64,9 @@ def test_nothing_measured_has_no_means():
 def test_groups():
     assert {name: len(members) for name, members in by_set(RECORDS).items()} == {"all": 4, "a": 1, "b": 3}
     assert list(by_set([QUICK])) == ["a"]
+    named = record("all/1", (0.5,))
+    assert by_set([named]) == {"all": [named]}
+    assert by_set([named, SLOW]) == {"all": [named, SLOW], "set all": [named], "b": [SLOW]}
     assert by_size(RECORDS)["32x32 to 96x96 px"] == [QUICK]
     assert by_size(RECORDS)["from 96x96 px"] == [SLOW]
     assert by_fill(RECORDS[:3]) == {"under 0.35": [NEVER], "0.35 to 0.55": [QUICK], "from 0.55": [SLOW]}
