@@ -28,10 +28,11 @@ node_modules/.bin/buf:
 	command -v npm >/dev/null || { apt-get update -qq && apt-get install -y -qq npm; }
 	npm install --silent --no-save --no-package-lock @bufbuild/buf@1.75.0
 
-.venv-protos/bin/python:
+.venv-protos/protos.stamp:
 	$(call venv,.venv-protos)
 	# The oldest grpcio-tools that serves: generated code checks the installed protobuf's version at import.
 	.venv-protos/bin/python -m pip install --quiet grpcio-tools==1.66.2 'setuptools<80'
+	touch $@
 
 setup: .venv/dev.stamp ## Set up .venv for development
 
@@ -53,7 +54,7 @@ bench: .venv/dev.stamp ## All benchmarks, under 15 minutes on two cores: build/b
 	$(BIN)/python benchmarks/scaling.py --json $(BENCH)/scaling.json
 	$(BIN)/python benchmarks/report.py $(BENCH) --readme README.md
 
-check: .venv/dev.stamp node_modules/.bin/buf .venv-protos/bin/python ## Lint, types, import contracts, wire contract
+check: .venv/dev.stamp node_modules/.bin/buf .venv-protos/protos.stamp ## Lint, types, import contracts, wire contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -62,7 +63,7 @@ check: .venv/dev.stamp node_modules/.bin/buf .venv-protos/bin/python ## Lint, ty
 	$(MAKE) --no-print-directory protos
 	git diff --exit-code -- runtime/iog/v1
 
-protos: .venv-protos/bin/python ## Generate runtime/iog/v1 from protos/
+protos: .venv-protos/protos.stamp ## Generate runtime/iog/v1 from protos/
 	.venv-protos/bin/python -m grpc_tools.protoc -Iprotos --python_out=runtime --pyi_out=runtime \
 	    --grpc_python_out=runtime protos/iog/v1/segmentation.proto
 

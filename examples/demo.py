@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,10 +87,15 @@ def ready(process: subprocess.Popen[str]) -> str:
     """The address in the server's ready line."""
     assert process.stderr is not None
     log = []
-    for line in process.stderr:
-        log.append(line)
-        if found := re.search(r"serving .* on (\S+)$", line):
-            return found[1]
+    late = threading.Timer(READY_S, process.kill)
+    late.start()
+    try:
+        for line in process.stderr:
+            log.append(line)
+            if found := re.search(r"serving .* on (\S+)$", line):
+                return found[1]
+    finally:
+        late.cancel()
     raise SystemExit(f"the server did not start, exit code {process.wait(READY_S)}:\n{''.join(log)}")
 
 
