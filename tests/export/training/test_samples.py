@@ -39,8 +39,21 @@ def test_scenes_keep_pixels_and_mask_together():
         scene = augment.scene(target_of(labels, pixels), 64, np.random.default_rng(seed))
         bright = scene.pixels[:, :, 0] > 130
         assert (bright != scene.target).mean() < 0.02
-        assert (scene.pixels[~scene.inside].max(initial=0)) <= 220
         assert not scene.known[~scene.inside].any()
+
+
+def test_scenes_are_black_outside_the_photograph():
+    """As crops are when they are deployed."""
+    labels = np.zeros((100, 140), np.uint8)
+    labels[40:100, 80:140] = 1
+    pixels = np.full((100, 140, 3), 200, np.uint8)
+    seen = 0
+    for seed in range(20):
+        scene = augment.scene(target_of(labels, pixels), 64, np.random.default_rng(seed))
+        outside = cv2.erode((~scene.inside).astype(np.uint8), np.ones((11, 11))) > 0
+        seen += outside.sum()
+        assert not scene.pixels[outside].any()
+    assert seen > 10_000
 
 
 def test_void_and_what_lies_outside_the_photograph_is_unknown():
