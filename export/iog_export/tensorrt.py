@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -173,12 +174,16 @@ def _build_timed(builder: Any, network: Any, config: Any, file: str) -> Any:
     """Build with what earlier builds measured. TensorRT-RTX measures nothing: it has no timing cache."""
     kept = cache_directory("tensorrt")
     timings = None if kept is None else kept / file
-    timing = config.create_timing_cache(timings.read_bytes() if timings and timings.exists() else b"")
+    known = b""
+    if timings is not None:
+        with suppress(OSError):  # none yet, or somebody else's
+            known = timings.read_bytes()
+    timing = config.create_timing_cache(known)
     config.set_timing_cache(timing, ignore_mismatch=False)
     engine = builder.build_serialized_network(network, config)
-    if timings is None:
-        return engine
-    written = timings.with_suffix(f".{os.getpid()}")
-    written.write_bytes(bytes(timing.serialize()))
-    written.replace(timings)  # whole, whoever else builds at the same time
+    if timings is not None:
+        written = timings.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # the engine does not depend on it
+            written.write_bytes(bytes(timing.serialize()))
+            written.replace(timings)  # whole, whoever else builds at the same time
     return engine

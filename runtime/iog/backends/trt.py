@@ -88,6 +88,8 @@ class TrtBackend:
             try:
                 return on_device(self._programs(bundle, engine, memory), memory, self._budget)
             except BackendError as e:
+                if not self._fall_back:  # there are engines for this GPU, and they do not work
+                    raise
                 reason = str(e)
         if not self._fall_back:
             raise BackendUnavailable(f"no TensorRT engines for this GPU: {reason}")
