@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from iog.backends.ort import OrtBackend
 from iog.bundle import Bundle
-from iog.predictor import Predictor
 
 from .datasets import DataError, DataSet, Layout
 from .evaluation import protocol
-from .evaluation.measure import Deployed
+from .evaluation.measure import Deployed, predictor_of
 from .evaluation.objects import representative, spread, uncounted
 from .evaluation.protocol import Segmenter
 from .evaluation.session import annotate
@@ -84,5 +83,5 @@ def mean_ious(segment: Segmenter, objects: DataSet, track: Track = untracked, wh
 
 def deployed_ious(bundle: Bundle, objects: DataSet, track: Track = untracked, what: str = "mean IoU") -> MeanIoU:
     """The same of a bundle, on ONNX Runtime."""
-    with Predictor(bundle, OrtBackend()) as predictor:
+    with predictor_of(bundle, OrtBackend()) as predictor:
         return mean_ious(Deployed(predictor), objects, track, what)

@@ -25,14 +25,13 @@ from iog.backends.base import Graph
 from iog.backends.ort import OrtBackend
 from iog.bundle import Bundle, GraphInfo, Quantization
 from iog.errors import IogError
-from iog.predictor import Predictor
 from onnxruntime.quantization import CalibrationDataReader, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from .accuracy import MeanIoU, Track, deployed_ious, mean_ious
 from .datasets import DataSet
-from .evaluation.measure import Deployed
+from .evaluation.measure import Deployed, predictor_of
 from .evaluation.objects import spread
 from .to_onnx import OnnxGraph
 from .verify import Case
@@ -90,7 +89,7 @@ class Sample:
 def record(bundle: Bundle, given: DataSet | Sequence[Case], track: Track) -> list[Sample]:
     """What the graphs of a bundle are given by a simulated annotator, or on a proof's cases."""
     recorder = Recorder()
-    with Predictor(bundle, recorder) as predictor:
+    with predictor_of(bundle, recorder) as predictor:
         if isinstance(given, DataSet):
             mean_ious(Deployed(predictor), given, track, "recording")
         else:
@@ -103,17 +102,17 @@ def record(bundle: Bundle, given: DataSet | Sequence[Case], track: Track) -> lis
 def quantize(
     bundle: Bundle,
     graphs: Mapping[str, OnnxGraph],
-    samples: Sequence[Sample],
+    given: DataSet | Sequence[Case],
     calibration: Calibration | None,
     progress: Callable[[str], None],
     track: Track,
 ) -> tuple[dict[str, onnx.ModelProto], Quantization]:
     """The graphs of an fp32 bundle in int8, but for layers that cost too much, and what was measured.
 
-    graphs: the bundle's. samples: to take ranges from. Raises CalibrationError.
+    graphs: the bundle's. given: to take ranges from. Raises CalibrationError.
     """
-    progress("taking ranges")
-    quantizer = Quantizer(graphs, samples, track)
+    progress("recording what the graphs are given, and taking ranges")
+    quantizer = Quantizer(graphs, record(bundle, given, track), track)
     if calibration is None:
         return quantizer.graphs(quantizer.layers), Quantization(objects=0)
     objects = calibration.judging

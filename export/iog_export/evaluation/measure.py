@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from iog.arrays import BoolArray, UInt8Array
-from iog.backends import open_backend
+from iog.backends import Backend, open_backend
 from iog.bundle import Bundle
 from iog.image import Image
 from iog.predictor import Predictor, feature_cache
@@ -45,7 +45,12 @@ class Deployed:
 def opened(bundle: Path, backend: str, device: str, threads: int) -> Predictor:
     """With the engine that figures name. Raises BackendUnavailable where only another one could run the bundle."""
     engine = open_backend(backend, device=device, threads=threads, features_budget=FEATURES_BUDGET, fall_back=False)
-    return Predictor(Bundle.open(bundle), engine, features=feature_cache(FEATURES_BUDGET))
+    return predictor_of(Bundle.open(bundle), engine)
+
+
+def predictor_of(bundle: Bundle, engine: Backend) -> Predictor:
+    """One that keeps the features of few objects: annotated objects do not come back."""
+    return Predictor(bundle, engine, features=feature_cache(FEATURES_BUDGET))
 
 
 class Bench:
