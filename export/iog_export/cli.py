@@ -76,16 +76,14 @@ Examples:
 @click.option(
     "--calibration-objects",
     type=click.IntRange(MIN_OBJECTS),
-    default=128,
-    show_default=True,
-    help="At most so many of them. Half give ranges, on the others losses are measured.",
+    help="At most so many of them. Half give ranges, on the others losses are measured. The features of one half are in "
+    "memory at once: 33 MB an object of ResNet-101 at 512.  [default: 128]",
 )
 @click.option(
     "--max-loss",
     type=Number(0, 100),
-    default=0.5,
-    show_default=True,
-    help="Points of mean IoU that int8 or uint8 may lose there, after three clicks and after five.",
+    help="Points of mean IoU that --precision int8 or --features uint8 may lose there, after three clicks and after "
+    "five.  [default: 0.5]",
 )
 @click.option(
     "--features",
@@ -143,8 +141,8 @@ def export(
     corner_offset: int | None,
     precision: Any,
     calibration: Path | None,
-    calibration_objects: int,
-    max_loss: float,
+    calibration_objects: int | None,
+    max_loss: float | None,
     features: Any,
     accuracy: Path | None,
     accuracy_objects: int | None,
@@ -171,6 +169,10 @@ def export(
             f"{size} is no multiple of 32; next ones: {size // 32 * 32}, {-(-size // 32) * 32}", param_hint="--size"
         )
     check_writable(out, replace=force)
+    try:
+        written = card.read_text(encoding="utf-8") if card else None
+    except UnicodeDecodeError as e:
+        raise click.BadParameter(f"{card} is no UTF-8 text: {e}", param_hint="--card") from e
     for asked, ranges in (("--precision int8", precision == "int8"), ("--features uint8", features == "uint8")):
         if ranges and checkpoint and not calibration:
             raise click.UsageError(f"{asked} needs --calibration DATA: photographs with object masks")
@@ -178,6 +180,17 @@ def export(
         raise click.UsageError("--features uint8 does not go with --precision int8; choose fp16 or fp32")
     if calibration and "int8" not in (precision, engine_precision) and features != "uint8":
         raise click.UsageError("--calibration is for --precision int8, --engine-precision int8 and --features uint8")
+    if calibration_objects and not calibration:
+        raise click.UsageError("--calibration-objects is for --calibration DATA")
+    if max_loss is not None and not (calibration and (precision == "int8" or features == "uint8")):
+        raise click.UsageError(
+            "--max-loss is for --precision int8 and --features uint8, with --calibration DATA; engines are judged by "
+            "their masks in the proof"
+        )
+    if accuracy_objects and not accuracy:
+        raise click.UsageError("--accuracy-objects is for --accuracy DATA")
+    if form and not (calibration or accuracy):
+        raise click.UsageError("--format is for the folders of --calibration and --accuracy")
     if engine_precision and target == "onnx":
         raise click.UsageError("--engine-precision is for --target tensorrt and tensorrt-rtx: onnx has no engines")
     if gpu and target != "tensorrt-rtx":
@@ -226,7 +239,9 @@ def export(
             raise click.BadParameter(f"{problem} of --calibration; expected others", param_hint="--accuracy")
         calibrated, measured = None, None
         if ranging:
-            calibrated = Calibration(open_objects(ranging, calibration_objects, warn), max_loss / 100)
+            calibrated = Calibration(
+                open_objects(ranging, calibration_objects or 128, warn), (0.5 if max_loss is None else max_loss) / 100
+            )
         if accuracy and measuring:
             measured = f"{accuracy.name}, val", open_objects(measuring, accuracy_objects, warn)
     with console.status("loading weights") as status:
@@ -247,7 +262,7 @@ def export(
             checkpoint=source,
             checkpoint_sha256=sha256,
             description=description,
-            card=card.read_text(encoding="utf-8") if card else None,
+            card=written,
             features=features,
             calibration=calibrated,
             accuracy=measured,

@@ -14,7 +14,6 @@ import onnx
 import onnxruntime
 import torch
 from iog.backends.ort import OrtBackend
-from iog.backends.surgery import KEEP_FLOAT
 from iog.bundle import (
     FEATURES,
     FORMAT,
@@ -103,11 +102,12 @@ def export_bundle(
     """Write the bundle of a network into directory `out`, if it is proved on all photographs.
 
     progress: is told what is done next; track: shows how far that is.
-    Raises CalibrationError, DataError, ProofFailed, BundleError, BackendError; then nothing is written.
+    Raises InvalidImage, CalibrationError, DataError, ProofFailed, BundleError, BackendError; then nothing is written.
     """
     check_writable(out, replace=replace)
     if plan.engines:
         target(plan.engines)  # not after minutes of other work
+    all_cases = cases(photographs, plan.crop)
     network = network.float().eval()
     modules, examples = _parts(network, plan)
     exact: dict[str, OnnxGraph] = {}
@@ -122,7 +122,6 @@ def export_bundle(
     for name, module in modules.items():
         progress(f"comparing graph {name} with torch, tensor by tensor")
         check_graph(plain, backend, name, module, examples[name], LOGIT_TOLERANCE["fp32"])
-    all_cases = cases(photographs)
     graphs, quantization = _in_precision(plan, plain, exact, all_cases, progress, track)
     bundle = Bundle(out, _manifest(network, plan, graphs, UNPROVED), "0" * 64, {n: g.model for n, g in graphs.items()})
     if plan.storage == "uint8" and plan.calibration:
@@ -164,25 +163,23 @@ def _in_precision(
 ) -> tuple[dict[str, OnnxGraph], Quantization | None]:
     """The graphs of an fp32 bundle with weights, arithmetic and features as planned."""
     models = {name: onnx.load_from_string(graph.model) for name, graph in exact.items()}
-    quantization, samples, last = None, None, False
-    if plan.precision == "int8" or plan.storage == "uint8":
-        progress("recording what the graphs are given")
-        samples = record(plain, plan.calibration.ranging if plan.calibration else all_cases, track)
+    quantization, last = None, False
+    given = plan.calibration.ranging if plan.calibration else all_cases
     if plan.precision == "int8":
-        assert samples is not None
-        quantized, quantization = quantize(plain, exact, samples, plan.calibration, progress, track)
+        quantized, quantization = quantize(plain, exact, given, plan.calibration, progress, track)
         models |= quantized
         last = "head" in quantized  # a float one would have to turn them at every click
         if last:
             for model in models.values():
                 store_channels_last(model, FEATURES)
     elif plan.precision == "fp16":
-        models = {name: to_half_storage(model, KEEP_FLOAT | set(FEATURES)) for name, model in models.items()}
+        models = {name: to_half_storage(model) for name, model in models.items()}
     if plan.storage == "fp16":
         for model in models.values():
             store_as_half(model, FEATURES)
     elif plan.storage == "uint8":
-        assert samples is not None
+        progress("recording what the graphs are given")
+        samples = record(plain, given, track)
         ranges = channel_ranges((s.heads[0] for s in samples if s.heads), FEATURES if "head" in models else ())
         for model in models.values():
             store_as_uint8(model, ranges)

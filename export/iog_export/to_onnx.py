@@ -18,8 +18,6 @@ from iog.bundle import GraphInfo, TensorInfo, is_map
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from .storage import store_as_half
-
 OPSET = 18
 DTYPES: dict[int, str] = {
     TensorProto.UINT8: "uint8",
@@ -75,11 +73,10 @@ def export_graph(
     return model
 
 
-def to_half_storage(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) -> onnx.ModelProto:
+def to_half_storage(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights in float16, arithmetic in float32: the same values for every engine, half the file.
 
-    Engines fold the casts when they load. Float inputs and outputs not named in `keep` become float16 too: features
-    take half the memory between encoder and head.
+    Engines fold the casts when they load.
     """
     half = onnx.ModelProto()
     half.CopyFrom(model)
@@ -93,7 +90,6 @@ def to_half_storage(model: onnx.ModelProto, keep: frozenset[str] = frozenset()) 
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    store_as_half(half, {v.name for v in (*graph.input, *graph.output)} - keep)
     return half
 
 

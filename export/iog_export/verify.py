@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from iog.backends.base import Backend
 from iog.backends.ort import OrtBackend
 from iog.bundle import Bundle, Proof
 from iog.clicks import NetworkClicks
-from iog.crop import Crop
-from iog.errors import IogError
+from iog.crop import Crop, CropSpec
+from iog.errors import InvalidImage, IogError
 from iog.image import Image
 from iog.predictor import Predictor
 from iog.prompt import Box, Point, Prompt
@@ -46,14 +45,18 @@ class Case:
     prompts: tuple[Prompt, ...]
 
 
-def cases(photographs: Sequence[Path]) -> list[Case]:
+def cases(photographs: Sequence[Path], crop_spec: CropSpec) -> list[Case]:
     """Two objects in each photograph, the second at the image's border, each with corrections added and taken back.
 
-    The clicks lie in the middle, overlap each other, and reach over the crop's border.
+    The clicks lie in the middle, overlap each other, and reach over the border of the crop, which `crop_spec` cuts out.
+    Raises InvalidImage, with the file's name.
     """
     result = []
     for path in photographs:
-        image = Image.read(path)
+        try:
+            image = Image.read(path)
+        except InvalidImage as e:
+            raise type(e)(f"{path}: {e}") from e
         h, w = image.size.height, image.size.width
         for name, (x0, y0, x1, y1) in {
             "inner": (0.25 * w, 0.2 * h, 0.8 * w, 0.85 * h),
@@ -64,7 +67,8 @@ def cases(photographs: Sequence[Path]) -> list[Case]:
             first = Prompt(box, Point(x0 + 0.5 * bw, y0 + 0.45 * bh))
             second = first.with_click(x0 + 0.3 * bw, y0 + 0.7 * bh, positive=True)
             third = second.with_click(x0 + 0.32 * bw, y0 + 0.72 * bh, positive=False)
-            fourth = third.with_click(x0 + 0.01 * bw, y0 + 0.99 * bh, positive=False)
+            left, _, _, below = Crop.around(box, crop_spec).visible(image.size)
+            fourth = third.with_click(left, below - 1, positive=False)
             undone = first.with_click(x0 + 0.9 * bw, y0 + 0.1 * bh, positive=True)
             result.append(Case(f"{path.name} {name}", image, (first, second, third, fourth, undone)))
     return result
@@ -103,7 +107,7 @@ def prove(
     """Run every case through the deployed click path and through the network; yields (case, logit error, mask error).
 
     backend, precision: what it is deployed on; None for ONNX Runtime on the CPU in the bundle's precision.
-    Raises ProofFailed at the first case over the tolerance of the precision, if that has one.
+    Raises ProofFailed at the first case over the tolerance of the precision.
     """
     precision = precision or bundle.manifest.precision
     with Predictor(bundle, backend or OrtBackend()) as predictor:
@@ -119,7 +123,7 @@ def prove(
                 limit = bundle.manifest.threshold
                 differ = (crop.scores(result.logits, size) > limit) != (crop.scores(reference, size) > limit)
                 mask_error = float(np.count_nonzero(differ)) / ((x1 - x0) * (y1 - y0))
-                tolerances = LOGIT_TOLERANCE.get(precision, math.inf), MASK_TOLERANCE.get(precision, math.inf)
+                tolerances = LOGIT_TOLERANCE[precision], MASK_TOLERANCE[precision]
                 for what, value, tolerance, unit in (
                     ("logits", error, tolerances[0], "of the logits' standard deviation"),
                     ("mask", mask_error, tolerances[1], "of the pixels"),

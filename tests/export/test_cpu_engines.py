@@ -11,7 +11,7 @@ from iog.predictor import Predictor
 from iog_export.quantize import Recorder
 from iog_export.verify import PHOTOGRAPHS, cases
 
-CASES = [case for case in cases([PHOTOGRAPHS / "chelsea.jpg"]) if "inner" in case.name]
+CASES = [case for case in cases([PHOTOGRAPHS / "chelsea.jpg"], Bundle.open().crop) if "inner" in case.name]
 
 
 @pytest.fixture(scope="module")

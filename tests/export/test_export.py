@@ -12,14 +12,16 @@ import torch
 from click.testing import CliRunner, Result
 from iog import Box, Point, Predictor, Prompt
 from iog.bundle import Bundle
-from iog.errors import BundleError
+from iog.crop import Crop, CropSpec
+from iog.errors import BundleError, InvalidImage
+from iog.guidance import GuidanceSpec
 from iog.image import Image
 from iog_export import verify
 from iog_export.checkpoint import CheckpointError
 from iog_export.cli import _show, export
 from iog_export.networks import IOG, NetworkSpec, randomize
 from iog_export.unsplit import unsplit
-from iog_export.verify import PHOTOGRAPHS, reference_logits
+from iog_export.verify import PHOTOGRAPHS, cases, reference_logits
 from rich.console import Console
 
 SMALL = ["--backbone", "resnet18", "--width", "32", "--size", "128"]
@@ -164,6 +166,10 @@ def test_an_existing_bundle_is_replaced_only_when_asked(checkpoint: Path, export
         (["--random-weights", "1", "--size", "100"], "100 is no multiple of 32; next ones: 96, 128"),
         (["--random-weights", "1", "--name", "My model"], "'My model'; expected up to 64 of a-z"),
         (["--random-weights", "1", "--width", "33"], "33 is odd"),
+        (["--random-weights", "1", "--max-loss", "0.1"], "--max-loss is for --precision int8 and --features uint8"),
+        (["--random-weights", "1", "--calibration-objects", "64"], "--calibration-objects is for --calibration DATA"),
+        (["--random-weights", "1", "--accuracy-objects", "9"], "--accuracy-objects is for --accuracy DATA"),
+        (["--random-weights", "1", "--format", "coco"], "--format is for the folders of --calibration and --accuracy"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -171,6 +177,36 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str], message:
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert not (tmp_path / "x").exists()
+
+
+def test_a_card_that_is_no_text_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iog_export.cli.IOG", None)
+    (tmp_path / "CARD.md").write_bytes("über".encode("latin-1"))
+    result = run("--random-weights", "1", "--card", str(tmp_path / "CARD.md"), "--out", str(tmp_path / "x"))
+    assert result.exit_code == 2
+    assert "CARD.md is no UTF-8 text" in " ".join(result.output.split())
+
+
+def test_a_photograph_that_is_none_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iog_export.export.export_graph", None)
+    (tmp_path / "notes.txt").write_text("no photograph")
+    photograph = ("--photograph", str(tmp_path / "notes.txt"))
+    result = run("--random-weights", "1", *SMALL, *photograph, "--out", str(tmp_path / "x"))
+    assert isinstance(result.exception, InvalidImage)
+    assert "notes.txt: 13 bytes" in str(result.exception)
+
+
+@pytest.mark.parametrize("crop", [Bundle.open().crop, CropSpec(512, 30, 0.0, corner_offset=10)], ids=["default", "IOG"])
+def test_clicks_of_the_proof_reach_over_the_border_of_the_crop(crop: CropSpec) -> None:
+    guidance = GuidanceSpec(crop.size, 10 * crop.size / 512)
+    nearest = []
+    for case in cases(sorted(PHOTOGRAPHS.glob("*.jpg")), crop):
+        for prompt in case.prompts:
+            cut = Crop.around(prompt.within(case.image.size).box, crop)
+            points = cut.to_network([(c.x, c.y) for c in prompt.clicks]) if prompt.clicks else np.empty((0, 2))
+            nearest += np.minimum(points, crop.size - 1 - points).min(axis=1, initial=crop.size).tolist()
+    assert min(nearest) < guidance.reach
+    assert max(nearest) > guidance.reach
 
 
 @pytest.mark.parametrize(

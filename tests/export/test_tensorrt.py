@@ -56,7 +56,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def samples(bundle: Bundle) -> list[Sample]:
-    return record(bundle, cases([CHELSEA])[:1], untracked)
+    return record(bundle, cases([CHELSEA], bundle.crop)[:1], untracked)
 
 
 def test_tensorrt_rtx_takes_encoder_click_and_head_and_builds_their_engines(bundle: Bundle) -> None:
@@ -199,7 +199,7 @@ def test_an_export_builds_engines_and_says_whether_they_were_proved(tmp_path: Pa
     else:
         assert engines.max_logit_error is not None
     with Predictor.open(tmp_path / "small") as predictor:  # engines are nothing to those who do not run them
-        assert predictor.segment(CHELSEA, cases([CHELSEA])[0].prompts[0]).crop.size == 64
+        assert predictor.segment(CHELSEA, cases([CHELSEA], predictor.bundle.crop)[0].prompts[0]).crop.size == 64
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from iog.bundle import FEATURES
 from iog_export.networks import IOG, NetworkSpec
 from iog_export.split import Split, split
+from iog_export.storage import store_as_half
 from iog_export.to_onnx import OnnxGraph, count_macs, export_graph, finish, to_half_storage
 from onnx import numpy_helper
 
@@ -63,7 +64,8 @@ def test_the_same_weights_give_the_same_bytes(parts: Split, head: OnnxGraph) -> 
 def test_half_storage_halves_the_file_and_rounds_weights_and_features_only(parts: Split) -> None:
     model = export_graph("head", parts.head, head_inputs(parts, 2), ("logits",))
     full = finish(model, "head.onnx")
-    half_model = to_half_storage(model, keep=frozenset({"clicks", "logits"}))
+    half_model = to_half_storage(model)
+    store_as_half(half_model, FEATURES)
     half = finish(half_model, "head.onnx")
     assert len(half.model) < 0.6 * len(full.model)
     assert {t.name: t.dtype for t in half.info.inputs} == {
@@ -111,6 +113,7 @@ def test_work_of_the_published_network_at_512_is_split_as_designed() -> None:
     assert click <= 0.07e9
     backbone = 52.2e9
     assert backbone < encoder <= backbone + 5e9
-    features = finish(to_half_storage(model), "encoder.onnx").info.outputs
+    store_as_half(model, FEATURES)
+    features = finish(model, "encoder.onnx").info.outputs
     assert {t.dtype for t in features} == {"float16"}
     assert sum(2 * math.prod(map(int, t.shape[1:])) for t in features) <= 16.5e6  # bytes an object

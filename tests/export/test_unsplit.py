@@ -95,7 +95,7 @@ def test_a_network_comes_back_within_the_precision_of_its_bundle(spec, dtype, to
 def test_the_packaged_model_comes_back():
     bundle = Bundle.open()
     network = unsplit(bundle)
-    case = cases([CHELSEA])[0]
+    case = cases([CHELSEA], bundle.crop)[0]
     with Predictor.open() as predictor:
         for prompt in (case.prompts[0], case.prompts[3]):
             expected = predictor.segment(case.image, prompt, scores=True).logits
