@@ -26,6 +26,7 @@ from .quantize import MIN_OBJECTS, Calibration
 from .tensorrt import GPUS, EnginePlan
 from .verify import PHOTOGRAPHS
 
+OBJECTS, MAX_LOSS = 128, 0.5  # of a calibration, unless asked otherwise
 DATA = click.Path(path_type=Path, exists=True, file_okay=False)
 
 EPILOG = """\b
@@ -76,14 +77,14 @@ Examples:
 @click.option(
     "--calibration-objects",
     type=click.IntRange(MIN_OBJECTS),
-    help="At most so many of them. Half give ranges, on the others losses are measured. The features of one half are in "
-    "memory at once: 33 MB an object of ResNet-101 at 512.  [default: 128]",
+    help="At most so many of them. Half give ranges, on the others losses are measured. The features of one half are "
+    f"in memory at once: 33 MB an object of ResNet-101 at 512.  [default: {OBJECTS}]",
 )
 @click.option(
     "--max-loss",
     type=Number(0, 100),
     help="Points of mean IoU that --precision int8 or --features uint8 may lose there, after three clicks and after "
-    "five.  [default: 0.5]",
+    f"five.  [default: {MAX_LOSS}]",
 )
 @click.option(
     "--features",
@@ -239,9 +240,8 @@ def export(
             raise click.BadParameter(f"{problem} of --calibration; expected others", param_hint="--accuracy")
         calibrated, measured = None, None
         if ranging:
-            calibrated = Calibration(
-                open_objects(ranging, calibration_objects or 128, warn), (0.5 if max_loss is None else max_loss) / 100
-            )
+            objects = open_objects(ranging, calibration_objects or OBJECTS, warn)
+            calibrated = Calibration(objects, (MAX_LOSS if max_loss is None else max_loss) / 100)
         if accuracy and measuring:
             measured = f"{accuracy.name}, val", open_objects(measuring, accuracy_objects, warn)
     with console.status("loading weights") as status:
