@@ -16,7 +16,7 @@ import numpy as np
 
 from iog.address import check_address, is_here
 from iog.deadline import Deadline
-from iog.errors import Overloaded, Unavailable, UnknownImage
+from iog.errors import OutOfMemory, Overloaded, Unavailable, UnknownImage
 from iog.features import LRU
 from iog.image import Image, ImageLimits, ImageSource, digest_of, read_bytes
 from iog.mask import MaskEncoding
@@ -190,7 +190,7 @@ class Client:
                 raise Unavailable(f"this client of {self._target} was closed; open another one") from e
             except grpc.RpcError as e:
                 error = from_rpc_error(e)
-                if not isinstance(error, Unavailable | Overloaded):
+                if not isinstance(error, Unavailable | Overloaded | OutOfMemory):
                     raise error from e
                 pause = random.uniform(0.5, 1.0) * backoff + getattr(error, "retry_after_s", 0.0)
                 remaining = deadline.remaining()

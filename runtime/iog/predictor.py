@@ -33,6 +33,7 @@ from iog.segmentation import CacheStatus, Prediction, Segmentation
 
 IMAGES_BUDGET = 512 << 20
 SIZES = 1 << 14  # of images, known when the images are held no more; a hundred bytes each
+ENTRY_BYTES = 1024  # that an image takes beside its pixels: its digest, and places in dictionaries
 _LOADS = itertools.count()  # of bundles onto devices
 
 T = TypeVar("T")
@@ -48,14 +49,14 @@ class KnownImage:
 
 
 class ImageCache(LRU[str, Image]):
-    """Decoded images by digest, under a budget in bytes of pixels.
+    """Decoded images by digest, under a budget in bytes: of their pixels, and of what remembers each.
 
     decoding: turns at it, as each image takes ten bytes a pixel meanwhile, which no budget counts.
     cutting: turns at cutting frames out of images: a crowd's first clicks would take the cores from its heads.
     """
 
     def __init__(self, budget: int = IMAGES_BUDGET) -> None:
-        super().__init__(budget, lambda image: image.pixels.nbytes)
+        super().__init__(budget, lambda image: image.pixels.nbytes + ENTRY_BYTES)
         self.decoding = Cores()
         self.cutting = Cores()
         self._known: LRU[str, KnownImage] = LRU(SIZES, lambda known: 1)

@@ -40,7 +40,7 @@ from iog.features import FeatureKey, Features, object_bytes
 from iog.guidance import GuidanceSpec
 from iog.image import Image, ImageLimits
 from iog.lane import Lane, Priority
-from iog.predictor import ImageCache, feature_cache
+from iog.predictor import ENTRY_BYTES, ImageCache, feature_cache
 from iog.segmentation import Segmentation
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -555,7 +555,15 @@ def test_images_are_forgotten_under_their_budget(split: Bundle, photo: UInt8Arra
     one, two = png(photo), png(photo[:, ::-1])
     held = [predictor.segment(data, prompt).cache.image for data in (one, one, two, two, one)]
     assert held == [False, True, False, True, False]
-    assert predictor.images.nbytes == photo.nbytes
+    assert predictor.images.nbytes == photo.nbytes + ENTRY_BYTES
+
+
+def test_images_of_a_pixel_take_more_of_the_budget_than_a_pixel() -> None:
+    """What remembers them would fill the memory otherwise."""
+    images = ImageCache(100 * ENTRY_BYTES)
+    for number in range(1000):
+        images.put(f"{number:064x}", Image.from_array(np.zeros((1, 1, 3), np.uint8)))
+    assert 90 <= len(images) <= 100
 
 
 def test_an_object_that_is_remembered_needs_no_decoded_image(

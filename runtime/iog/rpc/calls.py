@@ -21,6 +21,8 @@ from iog.rpc.status import to_status
 logger = logging.getLogger("iog.rpc")
 
 _LOOK_EVERY_S = 0.25
+_PATIENCE_S = 1.0  # with requests on their way, when others wait for their places
+_LEAVES_IN_S = 0.5  # a call that was cancelled
 
 
 class Gate:
@@ -31,15 +33,63 @@ class Gate:
         self._retry_after_s = retry_after_s
         self._free = threading.Semaphore(width)
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Be one of those inside. Raises Overloaded if there is no room."""
+    def enter(self) -> None:
+        """Be one of those inside, until `leave`. Raises Overloaded if there is no room."""
         if not self._free.acquire(blocking=False):
             raise Overloaded(self._refusal, self._retry_after_s)
+
+    def leave(self) -> None:
+        """Make room."""
+        self._free.release()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be one of those inside for this block. Raises Overloaded if there is no room."""
+        self.enter()
         try:
             yield
         finally:
-            self._free.release()
+            self.leave()
+
+
+class Anteroom(Gate):
+    """A gate for calls whose request has not arrived: they do no work, but what has come of them is held.
+
+    Where there is no room, the one that has been inside for longest is cancelled, if that is over a second: requests
+    that take long, or never arrive, keep nobody out whose request is there at once.
+    """
+
+    def __init__(self, what: str, width: int, retry_after_s: float) -> None:
+        super().__init__(what, width, retry_after_s)
+        self._lock = threading.Lock()
+        self._inside: dict[int, tuple[float, grpc.ServicerContext]] = {}  # the longest first
+        self._numbers = itertools.count()
+
+    @contextmanager
+    def entered_by(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Be one of those inside for this block. Raises Overloaded if there is no room."""
+        if not (self._free.acquire(blocking=False) or (self._room_made() and self._free.acquire(timeout=_LEAVES_IN_S))):
+            raise Overloaded(self._refusal, self._retry_after_s)
+        number = next(self._numbers)
+        with self._lock:
+            self._inside[number] = time.monotonic(), context
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside.pop(number, None)
+            self.leave()
+
+    def _room_made(self) -> bool:
+        with self._lock:
+            if not self._inside:
+                return False
+            number, (since, context) = next(iter(self._inside.items()))
+            if time.monotonic() - since < _PATIENCE_S:
+                return False
+            del self._inside[number]
+        context.cancel()
+        return True
 
 
 class Watchdog:
@@ -92,26 +142,25 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a request passes: a gate while it is on its way, for so many seconds, and one when it is there.
+    """What a request passes: a gate while it is on its way, for so many seconds, and one when it is there."""
 
-    One on its way does no work, but what has come of it is held: up to the largest message.
-    """
-
-    on_its_way: Gate
+    on_its_way: Anteroom
     timeout_s: float
     there: Gate
 
 
 class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
-    """Waits for the one request of a call, and not for ever; calls that answer with a stream are left to gRPC.
+    """Waits for the one request of a call, and not for ever; calls with a stream of them are left to gRPC.
 
     gRPC itself waits on a thread of its pool before any code of ours runs: as many calls that never end as there are
-    threads would stop the server. arrivals: by method, "/service/Method"; other: of the rest.
+    threads would stop the server. arrivals: by method, "/service/Method"; other: of the rest; streams: of those that
+    are answered with a stream, in which they may stay for as long as they like: they hold no thread.
     """
 
-    def __init__(self, arrivals: Mapping[str, Arrival], other: Arrival, watchdog: Watchdog) -> None:
+    def __init__(self, arrivals: Mapping[str, Arrival], other: Arrival, streams: Arrival, watchdog: Watchdog) -> None:
         self._arrivals = arrivals
         self._other = other
+        self._streams = streams
         self._watchdog = watchdog
 
     def intercept_service(
@@ -119,21 +168,44 @@ class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
     ) -> grpc.RpcMethodHandler:
         """See grpc.ServerInterceptor."""
         handler = continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.response_streaming:
+        if handler is None or handler.request_streaming:
             return handler
+        convert = handler.request_deserializer, handler.response_serializer
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(handler), *convert)
         arrival = self._arrivals.get(handler_call_details.method, self._other)
 
         def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with ExitStack() as inside:
                 with errors_told(context):
-                    with arrival.on_its_way.entered(), self._watchdog.watching(context, arrival.timeout_s):
-                        request = next(requests, None)
-                    if request is None:
-                        raise InvalidImage("call without a request; send one message")
+                    request = self._arrived(requests, context, arrival)
                     inside.enter_context(arrival.there.entered())
-                return handler.unary_unary(request, context)
+                return handler.unary_unary(request.pop(), context)
 
-        return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(answer, *convert)
+
+    def _arrived(self, requests: Iterator[Any], context: grpc.ServicerContext, arrival: Arrival) -> list[Any]:
+        """The request, in a list, so that who takes it out has it alone: it may hold a large image."""
+        with arrival.on_its_way.entered_by(context), self._watchdog.watching(context, arrival.timeout_s):
+            request = list(itertools.islice(requests, 1))
+        if not request:
+            raise InvalidImage("call without a request; send one message")
+        return request
+
+    def _streaming(self, handler: grpc.RpcMethodHandler) -> Callable[..., None]:
+        """As gRPC calls those that answer whenever they like, from any thread, as the health service does."""
+
+        def answer(requests: Iterator[Any], context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+            with errors_told(context):
+                request = self._arrived(requests, context, self._streams)
+                self._streams.there.enter()
+                if not context.add_callback(self._streams.there.leave):  # it is over already
+                    self._streams.there.leave()
+                    return
+            handler.unary_stream(request.pop(), context, send)
+
+        answer.experimental_non_blocking = True  # type: ignore[attr-defined]
+        return answer
 
 
 @contextmanager

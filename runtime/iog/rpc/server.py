@@ -21,8 +21,8 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 
 from iog.image import DEFAULT_LIMITS, ImageLimits
 from iog.predictor import Predictor
-from iog.rpc.calls import Arrival, Gate, Receiving, Watchdog
-from iog.rpc.servicer import Reflection, SegmentationServicer
+from iog.rpc.calls import Anteroom, Arrival, Gate, Receiving, Watchdog
+from iog.rpc.servicer import Health, Reflection, SegmentationServicer
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
 
@@ -34,6 +34,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _SPARE_THREADS = 16
 _MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
 _POLL_S = 0.1
+_STREAMS = 256  # calls at a time of one connection: so many answers may wait for a client that does not read them
 _MAX_INT = 2**31 - 1  # of gRPC's options
 # Of the spare threads; the rest turn requests away.
 _REFLECTIONS = 4
@@ -41,6 +42,7 @@ _REFLECTION_TIMEOUT_S = 60.0
 _QUESTIONS = 8  # health, ListModels
 _QUESTIONS_ON_THEIR_WAY = 64
 _QUESTION_TIMEOUT_S = 10.0
+_WATCHES = 64  # of health, which last; they take no threads
 # Calls whose request has not arrived: slow lines that send an image with each click. What has come of them is held:
 # so many bytes, or as much as those that work may, if that is more.
 _ON_THEIR_WAY = 256
@@ -121,9 +123,9 @@ class Server:
             self._threads,
             interceptors=[self._receiving()],
             options=_options(config),
-            maximum_concurrent_rpcs=threads,
+            maximum_concurrent_rpcs=threads + _WATCHES,
         )
-        self._health = health.HealthServicer()
+        self._health = Health(SERVICE)
         self._names = list(named)
         self._port: int | None = None
         servicer = SegmentationServicer(
@@ -149,17 +151,18 @@ class Server:
         def gate(what: str, width: int) -> Gate:
             return Gate(what, width, config.retry_after_s)
 
+        def anteroom(what: str, width: int) -> Anteroom:
+            return Anteroom(f"{what} that have not arrived", width, config.retry_after_s)
+
         segments = Arrival(
-            gate("requests that have not arrived", self._segments_on_their_way),
+            anteroom("requests", self._segments_on_their_way),
             config.upload_timeout_s,
             gate("segmentations", config.max_segments),
         )
-        questions = Arrival(
-            gate("questions that have not arrived", _QUESTIONS_ON_THEIR_WAY),
-            _QUESTION_TIMEOUT_S,
-            gate("questions", _QUESTIONS),
-        )
-        return Receiving({f"/{SERVICE}/Segment": segments}, questions, self._watchdog)
+        asked = anteroom("questions", _QUESTIONS_ON_THEIR_WAY)
+        questions = Arrival(asked, _QUESTION_TIMEOUT_S, gate("questions", _QUESTIONS))
+        watches = Arrival(asked, _QUESTION_TIMEOUT_S, gate("watches", _WATCHES))
+        return Receiving({f"/{SERVICE}/Segment": segments}, questions, watches, self._watchdog)
 
     @property
     def _segments_on_their_way(self) -> int:
@@ -282,6 +285,7 @@ def _options(config: ServerConfig) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),  # otherwise a second server on the same port starts, and gets half of the requests
         ("grpc.max_receive_message_length", config.limits.max_bytes + _MESSAGE_OVERHEAD),
         ("grpc.max_send_message_length", -1),  # masks are bounded by the images
+        ("grpc.max_concurrent_streams", _STREAMS),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # what clients behind NATs may ask of us

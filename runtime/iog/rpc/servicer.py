@@ -5,10 +5,12 @@ What they all go through, and where requests are waited for, is in `iog.rpc.call
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
 from iog.deadline import Deadline
@@ -68,12 +70,14 @@ class SegmentationServicer(SegmentationServiceServicer):
             deadline = _deadline(context)
             predictor = self._predictor(request.model)
             prompt = convert.prompt_from(request, predictor.bundle.manifest.name)
-            encoding = convert.encoding_from(request)
-            prediction = predictor.predict(self._image(request), prompt, timeout=deadline)
+            encoding, with_scores = convert.encoding_from(request), request.want_score_map
+            image = [self._image(request)]
+            del request  # neither its copy of the image's bytes nor this one waits for the encoder
+            prediction = predictor.predict(image.pop(), prompt, timeout=deadline)
             deadline.check("making the mask")
             if encoding is MaskEncoding.SCORE_MAP:
                 return convert.response_without_mask(prediction)
-            return convert.response_of(prediction.segmentation(scores=request.want_score_map), encoding)
+            return convert.response_of(prediction.segmentation(scores=with_scores), encoding)
 
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:  # noqa: N802
         """See the proto."""
@@ -97,11 +101,27 @@ class SegmentationServicer(SegmentationServiceServicer):
                     raise UnknownImage(request.digest)
                 return image
             case "encoded_image":
-                data = request.encoded_image
-                request.ClearField("encoded_image")  # or two copies of it would wait for the encoder
-                return data
+                return request.encoded_image
             case _:
                 raise InvalidImage("request without an image; set digest, or encoded_image")
+
+
+class Health(HealthServicer):  # type: ignore[misc]  # untyped
+    """Says how this service and the whole server are. Others are all one to it.
+
+    gRPC's own keeps every name that was ever watched, for ever.
+    """
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._names = ("", service)
+
+    def Watch(  # noqa: N802
+        self, request: HealthCheckRequest, context: grpc.ServicerContext, send: Callable[[Any], None] | None = None
+    ) -> Any:
+        """See grpc.health.v1."""
+        known = request.service in self._names
+        return super().Watch(request if known else HealthCheckRequest(service="unknown"), context, send)
 
 
 class Reflection(ReflectionServicer):  # type: ignore[misc]  # untyped

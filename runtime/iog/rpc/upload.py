@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 
 from iog.errors import DigestMismatch, InvalidImage
@@ -28,20 +29,20 @@ def read_chunks(
     Raises ImageTooLarge as soon as a limit is passed, InvalidImage if the upload does not end where its header says,
     DigestMismatch if these are not the bytes that the header names.
     """
-    sha256, data = hashlib.sha256(), bytearray()  # not a list: chunks may be many and small
+    sha256, data, count = hashlib.sha256(), io.BytesIO(), 0  # not a list: chunks may be many and small
     for message in messages:
         if message.WhichOneof("part") != "chunk":
             raise InvalidImage(f"upload with {message.WhichOneof('part')} after its header; expected chunks")
         chunk = message.chunk  # once: each look at it makes a copy
-        data += chunk
-        limits.check_bytes(len(data))
+        count += data.write(chunk)
+        limits.check_bytes(count)
         sha256.update(chunk)
-    if header.total_bytes and len(data) != header.total_bytes:
-        raise InvalidImage(f"upload of {len(data):,} bytes, announced were {header.total_bytes:,}: upload it again")
+    if header.total_bytes and count != header.total_bytes:
+        raise InvalidImage(f"upload of {count:,} bytes, announced were {header.total_bytes:,}: upload it again")
     digest = sha256.hexdigest()
     if header.digest and digest != header.digest:
         raise DigestMismatch(
             f"uploaded bytes have sha256 {digest}, their header says {header.digest[:64]!r} (expected lower-case hex): "
             "upload them again"
         )
-    return bytes(data), digest
+    return data.getvalue(), digest  # which is no copy

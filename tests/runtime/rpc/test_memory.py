@@ -82,6 +82,12 @@ def test_full_for_good_the_click_is_refused_until_there_is_room(
     backend.failures = 1 << 20
     for _ in range(3):
         with pytest.raises(OutOfMemory, match="Failed to allocate memory"):
-            client.segment(file, PROMPT)
+            client.segment(file, PROMPT, timeout=0.3)
     backend.failures = 0
     assert client.segment(file, PROMPT).area > 0
+
+
+def test_full_for_a_while_the_client_repeats_the_click(backend: FullBackend, client: Client, file: bytes) -> None:
+    backend.failures = 6
+    assert client.segment(file, PROMPT).area > 0
+    assert backend.failures == 0

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -30,7 +33,7 @@ from iog.client import _OPTIONS as CLIENT_OPTIONS
 from iog.errors import BackendError
 from iog.image import Image, ImageLimits
 from iog.predictor import Predictor
-from iog.rpc.calls import Gate, Watchdog
+from iog.rpc.calls import Anteroom, Arrival, Gate, Receiving, Watchdog
 from iog.rpc.server import SERVICE, Server, ServerConfig
 from iog.rpc.server import _options as server_options
 from iog.rpc.servicer import SegmentationServicer
@@ -562,16 +565,41 @@ def never_arriving(channel: grpc.Channel, method: str, count: int) -> Iterator[l
             call.cancel()
 
 
-@pytest.mark.parametrize("method", [f"/{SERVICE}/Segment", f"/{SERVICE}/ListModels", "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        f"/{SERVICE}/Segment",
+        f"/{SERVICE}/ListModels",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    ],
+)
 def test_requests_that_never_arrive_keep_nobody_from_clicking(
-    start_server: StartServer, connect: Connect, file: bytes, method: str
+    start_server: StartServer,
+    connect: Connect,
+    file: bytes,
+    method: str,
+    wait_for: Callable[[Callable[[], bool]], None],
 ) -> None:
+    """More of them than there are threads."""
     channel = connect(start_server(max_segments=4, max_uploads=1))
     stub = SegmentationServiceStub(channel)
-    with never_arriving(channel, method, 60):
-        assert stub.Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
-        assert stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
-        assert health_of(channel, "") == health_pb2.HealthCheckResponse.SERVING
+
+    def answered() -> bool:
+        try:
+            assert stub.Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
+            assert stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT).models
+            health = health_of(channel, "")
+        except grpc.RpcError as e:
+            if e.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+            return False
+        return health == health_pb2.HealthCheckResponse.SERVING
+
+    with never_arriving(channel, method, 200):
+        wait_for(answered)  # those that never arrive give up their places after a second
+        for _ in range(5):
+            assert answered()
 
 
 def test_requests_that_never_arrive_are_few_and_end(
@@ -694,6 +722,65 @@ def test_watchers_learn_of_the_shutdown(server: Server, connect: Connect) -> Non
     watch.cancel()
     stopping.join(TIMEOUT)
     assert not stopping.is_alive()
+
+
+def test_services_that_are_not_there_can_be_watched_and_leave_nothing(server: Server, connect: Connect) -> None:
+    stub = health_pb2_grpc.HealthStub(connect(server))
+    for name in ("nosuch", "another"):
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        watch.cancel()
+    assert len(server._health._send_response_callbacks) == 1
+
+
+def test_watches_have_places_of_their_own(
+    start_server: StartServer,
+    connect: Connect,
+    file: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_for: Callable[[Callable[[], bool]], None],
+) -> None:
+    monkeypatch.setattr("iog.rpc.server._WATCHES", 2)
+    channel = connect(start_server())
+    stub = health_pb2_grpc.HealthStub(channel)
+
+    def watched() -> Any:
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        return watch
+
+    first, _ = watched(), watched()
+    with pytest.raises(grpc.RpcError) as caught:
+        watched()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert SegmentationServiceStub(channel).Segment(request(encoded_image=file), timeout=TIMEOUT).area > 0
+    first.cancel()
+
+    def room() -> bool:
+        try:
+            return watched() is not None
+        except grpc.RpcError:
+            return False
+
+    wait_for(room)
+
+
+def test_a_request_is_let_go_by_those_who_passed_it_on() -> None:
+    class Request:
+        """Some of which hold a large image."""
+
+    def segment(asked: Request, context: object) -> bool:
+        seen = weakref.ref(asked)
+        del asked
+        return seen() is None
+
+    gate, anteroom = Gate("calls", 1, 1.0), Anteroom("calls", 1, 1.0)
+    arrival = Arrival(anteroom, 1.0, gate)
+    handler = grpc.unary_unary_rpc_method_handler(segment)
+    wrapped = Receiving({}, arrival, arrival, Watchdog()).intercept_service(
+        lambda _: handler, SimpleNamespace(method="/a/B")
+    )
+    assert wrapped.stream_unary((Request() for _ in range(1)), SimpleNamespace())
 
 
 def test_reflection_lists_the_services_and_can_be_switched_off(start_server: StartServer, connect: Connect) -> None:
