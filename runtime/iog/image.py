@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,15 +15,13 @@ import PIL.Image
 import PIL.ImageOps
 
 from iog.arrays import UInt8Array
+from iog.blocks import check_blocks
 from iog.errors import ImageTooLarge, InvalidImage, OutOfMemory
 from iog.prompt import Size
 
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 1_000_000  # of what OpenCV encodes as PNG
-# A file of a megabyte may have ten thousand scans, which take minutes. Photographs have ten.
-JPEG, SCAN, EOI, MAX_SCANS = b"\xff\xd8", b"\xff\xda", 0xD9, 500
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # libjpeg skips the bytes of all others, and reads on behind them
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF's tag, and the value for negatives
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow's many decoders, those that photographs come in
 
@@ -85,10 +82,7 @@ class Image:
         Raises ImageTooLarge from the header alone, InvalidImage for anything that does not decode completely.
         """
         limits.check_bytes(len(data))
-        if data[:2] == JPEG and data.count(SCAN) > MAX_SCANS and _scans(data) > MAX_SCANS:
-            raise InvalidImage(
-                f"JPEG of over {MAX_SCANS} scans, each of which is decoded over all of it; no photograph has so many"
-            )
+        check_blocks(data)
         try:
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 limits.check_size(Size(picture.height, picture.width))
@@ -153,18 +147,6 @@ ImageSource: TypeAlias = Image | bytes | bytearray | memoryview | str | os.PathL
 def digest_of(data: bytes | memoryview) -> str:
     """The name under which encoded bytes are cached: sha256 in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-def _scans(data: bytes) -> int:
-    """Of a JPEG's picture, until they are too many: behind its end, a film or a map of depths may hold any bytes."""
-    count, at = 0, 2
-    while count <= MAX_SCANS and (found := _MARKER.search(data, at)):
-        at = found.end()
-        if data[at - 1] == EOI:
-            break
-        count += data[at - 1] == SCAN[1]
-        at += int.from_bytes(data[at : at + 2], "big")  # of its segment, these two bytes included
-    return count
 
 
 def read_bytes(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS) -> bytes:

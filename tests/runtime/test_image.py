@@ -252,6 +252,47 @@ def test_what_lies_behind_a_jpegs_picture_does_not_count() -> None:
         np.testing.assert_array_equal(Image.decode(picture + behind).pixels, Image.decode(picture).pixels)
 
 
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [
+        ("JPEG", b"\xff\xe5\x00\x02"),
+        ("JPEG", b"\xff"),
+        ("JPEG", b"\xff\xd0"),
+        ("PNG", chunk(b"prVt", b"")),
+        ("GIF", b"!\xfe\x01x\x00"),
+        ("GIF", b"\x00"),
+    ],
+)
+def test_images_made_of_blocks_are_refused_unread(kind: str, block: bytes) -> None:
+    """Each of them is looked at in Python, and most are kept, while no other click is answered."""
+    image = encoded(RAMP, kind)
+    at = {"JPEG": 2, "PNG": 33, "GIF": 13 + (3 << (image[10] % 8 + 1))}[kind]
+
+    def with_blocks(count: int) -> bytes:
+        return image[:at] + count * block + image[at:]
+
+    expected = Image.decode(image).pixels
+    np.testing.assert_array_equal(Image.decode(with_blocks(20)).pixels, expected)
+    with pytest.raises(InvalidImage, match=r"over .* blocks .* no photograph has so many"):
+        Image.decode(with_blocks(20_000))
+
+
+def test_blocks_of_large_files_are_many() -> None:
+    """A PNG in chunks of 8 KiB, as libpng writes, behind a megabyte of text."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    image = encoded(pixels, "PNG")
+    header, body = image[:33], image[33:]
+    data, at = b"", 0
+    while body[at + 4 : at + 8] == b"IDAT":
+        length = int.from_bytes(body[at : at + 4], "big")
+        data += body[at + 8 : at + 8 + length]
+        at += 12 + length
+    parts = b"".join(chunk(b"IDAT", data[i : i + 2048]) for i in range(0, len(data), 2048))
+    assert parts.count(b"IDAT") > 5000
+    text = b"".join(chunk(b"tEXt", b"Comment\0" + bytes(1000)) for _ in range(1000))
+    np.testing.assert_array_equal(Image.decode(header + text + parts + body[at:]).pixels, pixels)
+
+
 def test_no_side_is_longer_than_can_be_encoded() -> None:
     with pytest.raises(ImageTooLarge, match="on a side"):
         Image.of(np.zeros((1, 1_000_001), np.uint8))

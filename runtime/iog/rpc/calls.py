@@ -142,11 +142,15 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a request passes: a gate while it is on its way, for so many seconds, and one when it is there."""
+    """What a request passes: a gate while it is on its way, for so many seconds, and one when it is there.
+
+    check: raises IogError for encoded requests that are not to be parsed.
+    """
 
     on_its_way: Anteroom
     timeout_s: float
     there: Gate
+    check: Callable[[bytes], None] = lambda data: None
 
 
 class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
@@ -170,10 +174,18 @@ class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
         handler = continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
-        convert = handler.request_deserializer, handler.response_serializer
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(handler), *convert)
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming(handler), handler.request_deserializer, handler.response_serializer
+            )
         arrival = self._arrivals.get(handler_call_details.method, self._other)
+
+        def parsed(data: bytes) -> Any:
+            try:
+                arrival.check(data)
+            except IogError as e:  # which gRPC, that calls this, would not tell
+                return e
+            return handler.request_deserializer(data)
 
         def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with ExitStack() as inside:
@@ -182,7 +194,7 @@ class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
                     inside.enter_context(arrival.there.entered())
                 return handler.unary_unary(request.pop(), context)
 
-        return grpc.stream_unary_rpc_method_handler(answer, *convert)
+        return grpc.stream_unary_rpc_method_handler(answer, parsed, handler.response_serializer)
 
     def _arrived(self, requests: Iterator[Any], context: grpc.ServicerContext, arrival: Arrival) -> list[Any]:
         """The request, in a list, so that who takes it out has it alone: it may hold a large image."""
@@ -190,6 +202,8 @@ class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
             request = list(itertools.islice(requests, 1))
         if not request:
             raise InvalidImage("call without a request; send one message")
+        if isinstance(request[0], IogError):
+            raise request[0]
         return request
 
     def _streaming(self, handler: grpc.RpcMethodHandler) -> Callable[..., None]:

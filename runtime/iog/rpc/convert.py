@@ -21,6 +21,8 @@ from iog.v1 import segmentation_pb2 as pb
 
 T = TypeVar("T")
 
+_PROMPT_BYTES = 64 << 10  # of all in a request but the image: ten times what the most clicks take
+
 _ENCODINGS = {
     MaskEncoding.PNG: pb.MASK_ENCODING_PNG,
     MaskEncoding.COCO_RLE: pb.MASK_ENCODING_COCO_RLE,
@@ -77,6 +79,42 @@ def request_of(
         mask_encoding=_ENCODINGS[encoding],
         want_score_map=scores,
     )
+
+
+def check_encoded(data: bytes) -> None:
+    """Raise InvalidPrompt for an encoded SegmentRequest that is large without its image.
+
+    Parsed, millions of clicks take twenty times as many bytes, before anybody can count them.
+    """
+    if len(data) <= _PROMPT_BYTES:
+        return
+    at = image = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        if tag & 7 == 2:  # a length, and so many bytes
+            length, at = _varint(data, at)
+            at += length
+            image += length if tag >> 3 == pb.SegmentRequest.ENCODED_IMAGE_FIELD_NUMBER else 0
+        elif tag & 7 == 0:
+            _, at = _varint(data, at)
+        else:
+            at += 4 if tag & 7 == 5 else 8
+        if at - image > _PROMPT_BYTES:
+            raise InvalidPrompt(
+                "clicks", f"over {_PROMPT_BYTES:,} bytes of a request beside its image; at most {MAX_CLICKS} are taken"
+            )
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins at `at`, seven bits a byte, and where it ends; of what is cut off, what there is."""
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80 or shift > 63:
+            break
+    return value, at
 
 
 def prompt_from(request: pb.SegmentRequest, model: str) -> Prompt:

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from iog.image import DEFAULT_LIMITS, ImageLimits
 from iog.predictor import Predictor
 from iog.rpc.calls import Anteroom, Arrival, Gate, Receiving, Watchdog
+from iog.rpc.convert import check_encoded
 from iog.rpc.servicer import Health, Reflection, SegmentationServicer
 from iog.v1 import segmentation_pb2 as pb
 from iog.v1.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
@@ -158,6 +159,7 @@ class Server:
             anteroom("requests", self._segments_on_their_way),
             config.upload_timeout_s,
             gate("segmentations", config.max_segments),
+            check_encoded,
         )
         asked = anteroom("questions", _QUESTIONS_ON_THEIR_WAY)
         questions = Arrival(asked, _QUESTION_TIMEOUT_S, gate("questions", _QUESTIONS))

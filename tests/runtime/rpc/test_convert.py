@@ -1,3 +1,4 @@
+import contextlib
 import math
 from typing import Any
 
@@ -214,6 +215,23 @@ def test_too_many_clicks_are_counted_not_read() -> None:
     asked = request(clicks=[pb.Click()] * (MAX_CLICKS + 1))
     with pytest.raises(InvalidPrompt, match=f"{MAX_CLICKS + 1} clicks"):
         convert.prompt_from(asked, "m")
+
+
+def test_clicks_by_the_thousand_are_refused_before_they_are_parsed() -> None:
+    image, click = bytes(1 << 20), pb.Click(point=pb.Point(x=1.5, y=2.5), kind=pb.CLICK_KIND_FOREGROUND)
+    most = pb.SegmentRequest(encoded_image=image, clicks=[click] * MAX_CLICKS, model="m" * 100)
+    convert.check_encoded(most.SerializeToString())
+    for clicks in ([click] * 10_000, [pb.Click()] * 100_000):
+        for held in (image, b""):
+            asked = pb.SegmentRequest(encoded_image=held, clicks=clicks)
+            with pytest.raises(InvalidPrompt, match="over 65,536 bytes of a request beside its image; at most 200"):
+                convert.check_encoded(asked.SerializeToString())
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x1a\xff\xff\x03" + bytes(0xFFFF)]))
+def test_any_bytes_are_checked_to_their_end(data: bytes, image: bytes) -> None:
+    with contextlib.suppress(InvalidPrompt):
+        convert.check_encoded(data + image + data)
 
 
 def test_encodings_of_the_wire() -> None:

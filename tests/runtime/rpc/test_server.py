@@ -699,6 +699,14 @@ def test_a_call_without_a_request_is_refused(server: Server, connect: Connect) -
     assert "without a request" in caught.value.details()
 
 
+def test_clicks_by_the_hundred_thousand_are_refused(server: Server, connect: Connect, file: bytes) -> None:
+    stub = SegmentationServiceStub(connect(server))
+    asked = request(encoded_image=file)
+    asked.clicks.extend([pb.Click()] * 100_000)
+    code, reason, _ = refused(lambda: stub.Segment(asked, timeout=TIMEOUT))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_INVALID")
+
+
 # --- the server's life
 
 
