@@ -1,6 +1,7 @@
 """What runs on a GPU, on a device whose memory is the host's: the same code but for copies and streams."""
 
 import ctypes
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,28 @@ def test_a_batch_of_objects_in_any_slots_has_the_logits_that_each_has_alone(
     for logits, i, click_map in zip(together, order, clicks, strict=True):
         (alone,) = head.run({"slots": slots[i], "clicks": click_map})
         np.testing.assert_allclose(logits, alone[0], atol=1e-3 * alone.std())
+
+
+def test_no_tensor_of_an_arena_has_more_values_than_engines_can_count(split: Bundle) -> None:
+    class Boundless(HostMemory):
+        """Of which only the sizes matter."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def allocate(self, nbytes: int) -> int:
+            self.sizes.append(nbytes)
+            return 0
+
+    memory, features = Boundless(), split.manifest.graphs["encoder"].outputs
+    members = [math.prod(d for d in t.shape[1:] if isinstance(d, int)) for t in features]
+    for graph in OrtDeviceBackend("cpu", 1, budget=1 << 50, memory=lambda: memory).load(split).values():
+        graph.close()
+    each = sum(n * np.dtype(t.dtype).itemsize for n, t in zip(members, features, strict=True))
+    held = max(memory.sizes) // each
+    assert max(members) * held < 2**31
+    assert held == 1 << 16 or max(members) * (held + 2) > 2**31  # and alignment
 
 
 def test_clicks_on_a_device_give_the_same_scores(split: Bundle, photo: UInt8Array, prompt: Prompt) -> None:

@@ -59,16 +59,25 @@ def test_recorded_runs_are_all_made_by_one_thread(split_bundle: Path) -> None:
     bundle = Bundle.open(split_bundle)
     info = bundle.manifest.graphs["click"]
     session = OrtBackend(threads=1)._session("click", bundle.graphs["click"], ["CPUExecutionProvider"])
-    threads, plain = set(), session.io_binding
-    session.io_binding = lambda: (threads.add(threading.current_thread()), plain())[1]
-    program = OrtProgram("click", session, info, "cpu", record=True)
+    threads: list[threading.Thread] = []
+
+    class Watched:
+        io_binding = session.io_binding
+
+        def run_with_iobinding(self, *arguments: object) -> None:
+            threads.append(threading.current_thread())
+            session.run_with_iobinding(*arguments)
+
+    program = OrtProgram("click", Watched(), info, "cpu", record=True)
     arrays = {t.name: np.zeros((1, *t.shape[1:]), t.dtype) for t in (*info.inputs, *info.outputs)}  # type: ignore[arg-type]
     buffers = {name: Buffer(a.ctypes.data, a.shape, a.dtype.name) for name, a in arrays.items()}
     with ThreadPoolExecutor(4) as callers:
         list(callers.map(lambda _: program.run(buffers), range(12)))
+        assert callers._threads.isdisjoint(threads)
     program.close()
-    assert len(threads) == 1
-    assert threads.isdisjoint({threading.current_thread()})
+    assert len(threads) == 12
+    assert len(set(threads)) == 1
+    assert threading.current_thread() not in threads
 
 
 class Runtime:

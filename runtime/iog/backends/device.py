@@ -6,6 +6,7 @@ slots of any objects as one batch. What crosses is the crop, the clicks' points,
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import deque
@@ -22,6 +23,7 @@ from iog.errors import BackendError
 from iog.prompt import MAX_CLICKS
 
 MOST = 64  # members of a batch; larger ones run in pieces
+MOST_SLOTS = 1 << 16  # of an arena
 ALIGNMENT = 256  # of every tensor, in bytes, as devices want it
 
 
@@ -268,7 +270,8 @@ def adapted(bundle: Bundle) -> dict[str, tuple[bytes, GraphInfo]]:
 def on_device(compiled: Iterable[tuple[str, Program]], memory: Memory, budget: int) -> dict[str, Graph]:
     """A bundle's graphs, compiled from what `adapted` returns, with one arena for features.
 
-    compiled: each when it is asked for. budget: bytes of the arena; two objects have room at least.
+    compiled: each when it is asked for. budget: bytes of the arena; two objects have room at least, and at most as many
+    as engines can address.
 
     Raises OutOfMemory if the device has not so much, and what compiling raises; then nothing is left of either.
     """
@@ -290,12 +293,17 @@ def _sharing(programs: Mapping[str, Program], memory: Memory, budget: int) -> di
     features = programs["encoder"].info.outputs
     member = sum(Buffer(0, _member(t), t.dtype).nbytes for t in features)
     # NB: in a single slot, an object that waits for its head would keep all others' encoders out.
-    arena = Arena(memory, features, max(2, budget // member))
+    arena = Arena(memory, features, max(2, min(budget // member, _most_slots(features))))
     return {
         "encoder": DeviceEncoder("encoder", programs["encoder"], device, arena),
         "click": DeviceGraph("click", programs["click"], device),
         "head": DeviceHead("head", programs["head"], device, arena),
     }
+
+
+def _most_slots(features: Sequence[TensorInfo]) -> int:
+    """Engines count the values of a tensor with 32 bits: in a larger one they would read anywhere."""
+    return min(MOST_SLOTS, (2**31 - 1) // max(math.prod(_member(t)) for t in features))
 
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -307,7 +315,7 @@ def shapes(name: str, info: GraphInfo) -> dict[str, Range]:
     rows = {"encoder": (1, 1, 1), "network": (1, 1, MOST), "click": (1, 1, MOST), "head": (1, 8, MOST)}[name]
     ranges = {}
     for t in info.inputs:
-        first = (1, MOST, 1 << 16) if t.shape[0] == "capacity" else rows
+        first = (1, MOST, MOST_SLOTS) if t.shape[0] == "capacity" else rows
         smallest, usual, largest = ((n, *_member(t)) for n in first)
         if t.name == "points":
             largest = (*largest[:2], power_of_two(MAX_CLICKS + 5), 2)

@@ -102,7 +102,7 @@ class OrtDeviceBackend(OrtBackend):
 
 @dataclass(slots=True)
 class _Known:
-    """What is bound, the id of its recording, and how often it ran."""
+    """What is bound, the id of its recording, and how often it ran to its end."""
 
     binding: Any
     recording: int
@@ -144,9 +144,9 @@ class OrtProgram:
             options = self._new_options()
             if self._record:
                 options.add_run_config_entry("gpu_graph_id", str(known.recording))
-            known.runs += 1
-            with RECORDING if self._record and known.runs <= RECORDED else nullcontext():
+            with RECORDING if self._record and known.runs < RECORDED else nullcontext():
                 self._session.run_with_iobinding(known.binding, options)
+            known.runs += 1
         except Exception as e:
             raise failure(self._name, e) from e
 
