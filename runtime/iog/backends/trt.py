@@ -120,7 +120,11 @@ class TrtBackend:
 
 
 class TrtProgram:
-    """An engine and its context. Each shape's run is repeated as a CUDA graph."""
+    """An engine. Each shape's run is repeated as a CUDA graph.
+
+    TensorRT asks for a context of its own for each of them: another shape changes what the recorded work reads. They
+    share their scratch memory, as one of them works at a time. TensorRT-RTX records by itself, whatever the shape.
+    """
 
     def __init__(self, name: str, api: Any, engine: bytes, memory: CudaMemory) -> None:
         self._name = name
@@ -131,15 +135,16 @@ class TrtProgram:
         if self._engine is None:
             raise BackendError(f"engine of graph {name!r} cannot be opened: {self._log.last}")
         self._record = not hasattr(api, "CudaGraphStrategy")
-        if not self._record:  # TensorRT-RTX records by itself, when it has compiled for a shape
+        self._only: Any = None
+        self._contexts: dict[tuple[Buffer, ...], Any] = {}
+        self._recorded: dict[tuple[Buffer, ...], Any] = {}
+        if self._record:
+            self._scratch = memory.allocate(max(self._engine.device_memory_size_v2, 1))
+            self._shared = api.ExecutionContextAllocationStrategy.USER_MANAGED
+        else:
             config = self._engine.create_runtime_config()
             config.cuda_graph_strategy = api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            self._context = self._engine.create_execution_context(config)
-        else:
-            self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise failure(name, RuntimeError(self._log.last))
-        self._recorded: dict[tuple[Buffer, ...], Any] = {}
+            self._only = self._made(config)
         self.info = engine_info(api, self._engine, f"{name}.engine")
 
     def run(self, tensors: Mapping[str, Buffer]) -> None:
@@ -149,11 +154,12 @@ class TrtProgram:
             if key in self._recorded:
                 self._memory.replay(self._recorded[key])
             else:
-                self._bind(tensors)
-                self._execute()
+                context = self._context(key)
+                self._bind(context, tensors)
+                self._execute(context)
                 self._memory.wait()
                 if self._record:
-                    self._keep(key)
+                    self._keep(key, context)
             self._memory.wait()
         except RuntimeError as e:
             raise failure(self._name, e) from e
@@ -161,24 +167,39 @@ class TrtProgram:
     def close(self) -> None:
         """Free the engine's memory."""
         self._recorded.clear()
-        self._context = self._engine = None
+        self._contexts.clear()
+        self._only = self._engine = None
 
-    def _keep(self, key: tuple[Buffer, ...]) -> None:
+    def _context(self, key: tuple[Buffer, ...]) -> Any:
+        if self._only is not None:
+            return self._only
+        if key not in self._contexts:
+            self._contexts[key] = context = self._made(self._shared)
+            context.set_device_memory(self._scratch, self._engine.device_memory_size_v2)
+        return self._contexts[key]
+
+    def _made(self, how: Any) -> Any:
+        context = self._engine.create_execution_context(how)
+        if context is None:
+            raise failure(self._name, RuntimeError(self._log.last))
+        return context
+
+    def _keep(self, key: tuple[Buffer, ...], context: Any) -> None:
         try:
-            self._recorded[key] = self._memory.record(self._execute)
+            self._recorded[key] = self._memory.record(lambda: self._execute(context))
         except (RuntimeError, BackendError) as e:
             self._record = False
             logger.warning("graph %r runs without CUDA graphs, every click somewhat slower: %s", self._name, e)
 
-    def _bind(self, tensors: Mapping[str, Buffer]) -> None:
+    def _bind(self, context: Any, tensors: Mapping[str, Buffer]) -> None:
         for t in self.info.inputs:
-            if not self._context.set_input_shape(t.name, tensors[t.name].shape):
+            if not context.set_input_shape(t.name, tensors[t.name].shape):
                 raise RuntimeError(f"{t.name} of shape {tensors[t.name].shape}: {self._log.last}")
         for t in (*self.info.inputs, *self.info.outputs):
-            self._context.set_tensor_address(t.name, tensors[t.name].address)
+            context.set_tensor_address(t.name, tensors[t.name].address)
 
-    def _execute(self) -> None:
-        if not self._context.execute_async_v3(self._memory.stream):
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self._memory.stream):
             raise RuntimeError(self._log.last)
 
 
