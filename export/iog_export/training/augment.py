@@ -133,9 +133,10 @@ def occluded(front: Scene, other: Scene, rng: np.random.Generator) -> Scene:
 
 
 def transplanted(front: Scene, back: Scene) -> Scene:
-    """The target of `front`, cut out and put on the pixels of `back`, resized to cover the scene."""
+    """The target of `front`, cut out and put on what the photograph covers of `back`, resized to cover the scene."""
     height, width = front.target.shape
-    background = cv2.resize(back.pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    x0, y0, x1, y1 = back.photograph.pixels  # of one that is not turned: no border of it shows
+    background = cv2.resize(back.pixels[y0 : y1 + 1, x0 : x1 + 1], (width, height), interpolation=cv2.INTER_LINEAR)
     weight = cv2.GaussianBlur(front.target.astype(np.float32), (3, 3), 0)[:, :, None]
     pixels = np.rint(front.pixels * weight + background * (1 - weight)).astype(np.uint8)
     everywhere = np.ones_like(front.target)

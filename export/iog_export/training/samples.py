@@ -23,6 +23,7 @@ from . import augment
 
 # Collections differ in how much their masks teach: people and salient objects most, regions of bsds least.
 WEIGHTS = {"ecssd": 1.6, "coco": 1.4, "coco-person": 2.2, "penn-fudan": 0.6, "balloon": 0.4, "bsds": 0.2}
+TRANSPLANTED, OCCLUDED = 0.15, 0.25  # shares of the scenes, with all of the augmentation
 MIN_TARGET = 24  # pixels of a target in the network's frame
 UNREADABLE_IN_A_ROW = 20  # photographs; then the data folder is gone rather than a file broken
 VANISHED_IN_A_ROW = 1000  # objects; then hardly any is left to train on
@@ -127,16 +128,16 @@ class Batches(IterableDataset[Batch]):
                     raise
 
     def _sample(self, geometry: Geometry, strength: float, rng: np.random.Generator) -> Sample:
-        def seen(target: Target) -> augment.Scene:
+        def seen(target: Target, strength: float = strength) -> augment.Scene:
             return augment.scene(target, geometry.crop.size, rng, strength)
 
         for _ in range(VANISHED_IN_A_ROW):
             scene = seen(target := self._draw(rng))
             if not scene.target.any():
                 continue
-            if rng.random() < 0.15 * strength:
-                scene = augment.transplanted(scene, seen(self._draw(rng)))
-            if rng.random() < 0.25 * strength:
+            if rng.random() < TRANSPLANTED * strength:
+                scene = augment.transplanted(scene, seen(self._draw(rng), 0.0))
+            if rng.random() < OCCLUDED * strength:
                 other = seen(self._draw(rng))
                 if other.target.any():
                     scene = augment.occluded(scene, other, rng)

@@ -91,6 +91,20 @@ def test_transplanted_target_keeps_its_pixels(shapes_data):
     assert moved.known.all()
 
 
+def test_transplanted_targets_have_no_border_of_a_photograph_behind_them():
+    labels = np.zeros((100, 140), np.uint8)
+    labels[60:100, 80:140] = 1  # in a corner: half of the scene lies outside of the photograph
+    back = target_of(labels, np.full((100, 140, 3), 200, np.uint8))
+    front = target_of(labels, np.full((100, 140, 3), 90, np.uint8))
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        turned, straight = augment.scene(front, 64, rng), augment.scene(back, 64, rng, 0.0)
+        assert not straight.inside.all()
+        moved = augment.transplanted(turned, straight)
+        background = cv2.erode((~moved.target).astype(np.uint8), np.ones((5, 5))) > 0
+        assert (moved.pixels[background] > 100).all()  # but for the seam of its last pixels
+
+
 def test_recolouring_leaves_the_padding_black():
     inside = np.zeros((64, 64), bool)
     inside[:, 20:] = True
