@@ -6,6 +6,7 @@ crop, which has fewer pixels.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import cv2
@@ -90,9 +91,10 @@ def scene(target: Target, network_size: int, rng: np.random.Generator, strength:
     pixels = _bytes(cv2.warpAffine(pixels, matrix, shape, flags=cv2.INTER_CUBIC))
     layers = _bytes(cv2.warpAffine(layers, matrix, shape, flags=cv2.INTER_LINEAR))
 
-    corners = np.array([(0, 0), (part_width, 0), (0, part_height), (part_width, part_height)]) @ linear.T + matrix[:, 2]
-    low = np.clip(corners.min(axis=0), 0, canvas - 2)
-    high = np.clip(corners.max(axis=0) - 1, low + 1, canvas - 1)
+    edges = (-0.5, part_width - 0.5), (-0.5, part_height - 0.5)  # half a pixel beyond the outermost centres
+    corners = np.array(list(itertools.product(*edges))) @ linear.T + matrix[:, 2]
+    low = np.clip(corners.min(axis=0) + 0.5, 0, canvas - 2)
+    high = np.clip(corners.max(axis=0) - 0.5, low + 1, canvas - 1)
     return Scene(
         pixels,
         layers[:, :, 0] >= 128,
@@ -133,9 +135,12 @@ def occluded(front: Scene, other: Scene, rng: np.random.Generator) -> Scene:
 
 
 def transplanted(front: Scene, back: Scene) -> Scene:
-    """The target of `front`, cut out and put on what the photograph covers of `back`, resized to cover the scene."""
+    """The target of `front`, cut out and put on what the photograph covers of `back`, resized to cover the scene.
+
+    back: not turned, or its borders show.
+    """
     height, width = front.target.shape
-    x0, y0, x1, y1 = back.photograph.pixels  # of one that is not turned: no border of it shows
+    x0, y0, x1, y1 = tight_box(back.inside).pixels
     background = cv2.resize(back.pixels[y0 : y1 + 1, x0 : x1 + 1], (width, height), interpolation=cv2.INTER_LINEAR)
     weight = cv2.GaussianBlur(front.target.astype(np.float32), (3, 3), 0)[:, :, None]
     pixels = np.rint(front.pixels * weight + background * (1 - weight)).astype(np.uint8)
