@@ -21,7 +21,8 @@ _FEW, _USUAL_BYTES = 5000, 1024
 
 # A file of a megabyte may have ten thousand scans, which take minutes. Photographs have ten.
 JPEG, _SCAN, _EOI, MAX_SCANS = b"\xff\xd8", 0xDA, 0xD9, 500
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # libjpeg skips the bytes of all others, and reads on behind them
+# Of segments with a length. Decoders skip the bytes of all others and read on behind them, or refuse them.
+_MARKER = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")
 
 
 def check_blocks(data: bytes) -> None:
@@ -73,10 +74,12 @@ def _jpeg(data: bytes) -> Iterator[int]:
 
 
 def _png(data: bytes) -> Iterator[int]:
-    """Each chunk of a PNG."""
+    """Each chunk of a PNG, to its end."""
     at = 8
     while at < len(data):
         yield at
+        if data[at + 4 : at + 8] == b"IEND":
+            return
         at += 12 + int.from_bytes(data[at : at + 4], "big")
 
 
@@ -86,12 +89,18 @@ def _gif(data: bytes) -> Iterator[int]:
     at = 13 + (3 << (flags % 8 + 1) if flags & 0x80 else 0)  # behind the palette
     while at < len(data) and data[at : at + 1] not in (b",", b";"):
         yield at
-        extension = data[at : at + 1] == b"!"
-        at += 2 if extension else 1
-        while extension and (size := int.from_bytes(data[at : at + 1], "big")):
+        if data[at : at + 1] != b"!":
+            at += 1
+            continue
+        comment, at = data[at + 1 : at + 2] == b"\xfe", at + 2
+        if not comment:  # the first part may be empty, and of browsers' own the second one too
+            at += 1 + int.from_bytes(data[at : at + 1], "big")
+            if data[at - 11 : at].startswith(b"NETSCAPE2.0"):
+                at += 1 + int.from_bytes(data[at : at + 1], "big")
+        while size := int.from_bytes(data[at : at + 1], "big"):
             yield at
             at += 1 + size
-        at += extension
+        at += 1
 
 
 _WALKS: Mapping[bytes, Callable[[bytes], Iterator[int]]] = MappingProxyType(

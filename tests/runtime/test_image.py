@@ -245,6 +245,11 @@ def test_scans_cannot_be_hidden_behind_markers_that_decoders_skip() -> None:
             Image.decode(progressive[:start] + header + skipped + scans)
 
 
+def test_what_lies_behind_a_pngs_end_does_not_count() -> None:
+    image = encoded(RAMP, "PNG")
+    np.testing.assert_array_equal(Image.decode(image + bytes(1 << 20)).pixels, Image.decode(image).pixels)
+
+
 def test_what_lies_behind_a_jpegs_picture_does_not_count() -> None:
     behind = 1000 * b"\xff\xda a film \xff\xd9"
     for progressive in (False, True):
@@ -261,6 +266,8 @@ def test_what_lies_behind_a_jpegs_picture_does_not_count() -> None:
         ("PNG", chunk(b"prVt", b"")),
         ("GIF", b"!\xfe\x01x\x00"),
         ("GIF", b"\x00"),
+        ("GIF", b"!\x01\x00" + 200 * b"\x01x" + b"\x00"),
+        ("GIF", b"!\xff\x0bNETSCAPE2.0\x00" + 200 * b"\x01x" + b"\x00"),
     ],
 )
 def test_images_made_of_blocks_are_refused_unread(kind: str, block: bytes) -> None:
@@ -275,6 +282,12 @@ def test_images_made_of_blocks_are_refused_unread(kind: str, block: bytes) -> No
     np.testing.assert_array_equal(Image.decode(with_blocks(20)).pixels, expected)
     with pytest.raises(InvalidImage, match=r"over .* blocks .* no photograph has so many"):
         Image.decode(with_blocks(20_000))
+
+
+def test_blocks_cannot_be_hidden_in_a_segment_that_pillow_does_not_know() -> None:
+    image = encoded(RAMP, "JPEG")
+    with pytest.raises(InvalidImage, match=r"over .* blocks"):
+        Image.decode(image[:2] + b"\xff\xf0\xff\xff" + 20_000 * b"\xff\xe5\x00\x02" + image[2:])
 
 
 def test_blocks_of_large_files_are_many() -> None:

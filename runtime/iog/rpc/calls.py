@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 import threading
 import time
 import uuid
@@ -55,14 +56,15 @@ class Gate:
 class Anteroom(Gate):
     """A gate for calls whose request has not arrived: they do no work, but what has come of them is held.
 
-    Where there is no room, the one that has been inside for longest is cancelled, if that is over a second: requests
-    that take long, or never arrive, keep nobody out whose request is there at once.
+    Where there is no room, one of those that have been inside for over a second is cancelled: requests that take long,
+    or never arrive, keep nobody out whose request is there at once. Which one is left to chance: the one that has been
+    there for longest is the one that is next to arrive.
     """
 
     def __init__(self, what: str, width: int, retry_after_s: float) -> None:
         super().__init__(what, width, retry_after_s)
         self._lock = threading.Lock()
-        self._inside: dict[int, tuple[float, grpc.ServicerContext]] = {}  # the longest first
+        self._inside: dict[int, tuple[float, grpc.ServicerContext]] = {}  # since when, and who
         self._numbers = itertools.count()
 
     @contextmanager
@@ -82,12 +84,11 @@ class Anteroom(Gate):
 
     def _room_made(self) -> bool:
         with self._lock:
-            if not self._inside:
+            latest = time.monotonic() - _PATIENCE_S
+            slow = [number for number, (since, _) in self._inside.items() if since <= latest]
+            if not slow:
                 return False
-            number, (since, context) = next(iter(self._inside.items()))
-            if time.monotonic() - since < _PATIENCE_S:
-                return False
-            del self._inside[number]
+            _, context = self._inside.pop(random.choice(slow))
         context.cancel()
         return True
 
@@ -203,7 +204,7 @@ class Receiving(grpc.ServerInterceptor):  # type: ignore[misc]  # untyped
         if not request:
             raise InvalidImage("call without a request; send one message")
         if isinstance(request[0], IogError):
-            raise request[0]
+            raise request.pop()  # which, left in the list, would be kept by its own traceback, with the request's bytes
         return request
 
     def _streaming(self, handler: grpc.RpcMethodHandler) -> Callable[..., None]:

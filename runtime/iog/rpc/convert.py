@@ -98,7 +98,7 @@ def check_encoded(data: bytes) -> None:
         elif tag & 7 == 0:
             _, at = _varint(data, at)
         else:
-            at += 4 if tag & 7 == 5 else 8
+            at += {1: 8, 5: 4}.get(tag & 7, 0)  # groups, 3 and 4, are fields between two tags
         if at - image > _PROMPT_BYTES:
             raise InvalidPrompt(
                 "clicks", f"over {_PROMPT_BYTES:,} bytes of a request beside its image; at most {MAX_CLICKS} are taken"

@@ -35,7 +35,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _SPARE_THREADS = 16
 _MESSAGE_OVERHEAD = 1 << 20  # prompt and framing around the largest image
 _POLL_S = 0.1
-_STREAMS = 256  # calls at a time of one connection: so many answers may wait for a client that does not read them
+_STREAMS = 256  # calls of one connection, or as many as are served: so many answers may wait for one who reads none
 _MAX_INT = 2**31 - 1  # of gRPC's options
 # Of the spare threads; the rest turn requests away.
 _REFLECTIONS = 4
@@ -124,7 +124,7 @@ class Server:
             self._threads,
             interceptors=[self._receiving()],
             options=_options(config),
-            maximum_concurrent_rpcs=threads + _WATCHES,
+            maximum_concurrent_rpcs=threads,
         )
         self._health = Health(SERVICE)
         self._names = list(named)
@@ -287,7 +287,7 @@ def _options(config: ServerConfig) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),  # otherwise a second server on the same port starts, and gets half of the requests
         ("grpc.max_receive_message_length", config.limits.max_bytes + _MESSAGE_OVERHEAD),
         ("grpc.max_send_message_length", -1),  # masks are bounded by the images
-        ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.max_concurrent_streams", max(_STREAMS, config.max_segments + config.max_uploads)),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # what clients behind NATs may ask of us

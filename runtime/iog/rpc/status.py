@@ -39,8 +39,8 @@ TABLE: dict[type[IogError], tuple[grpc.StatusCode, str]] = {
 
 _BY_REASON = {reason: kind for kind, (_, reason) in TABLE.items()}
 
-# Statuses without our details: made by gRPC itself, or by a proxy. CANCELLED comes from a server that stops (the client
-# cancels nothing), RESOURCE_EXHAUSTED from a full one.
+# Statuses without our details: made by gRPC itself, or by a proxy. CANCELLED comes from a server that stops, or has
+# given the place of a slow request to another (the client cancels nothing), RESOURCE_EXHAUSTED from a full one.
 _BY_CODE: dict[grpc.StatusCode, type[IogError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.CANCELLED: errors.Unavailable,

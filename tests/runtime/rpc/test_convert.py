@@ -228,6 +228,16 @@ def test_clicks_by_the_thousand_are_refused_before_they_are_parsed() -> None:
                 convert.check_encoded(asked.SerializeToString())
 
 
+def test_clicks_cannot_be_hidden_in_fields_that_are_not_there() -> None:
+    clicks = pb.SegmentRequest(clicks=[pb.Click()] * 100_000).SerializeToString()
+    group = b"\xa3\x06" + b"\x08\x80\x01" + b"\xa4\x06"  # field 100, a group with a number in it
+    image = b"\x1a" + b"\xff\xff\x7f"  # the beginning of two megabytes, within the bytes of field 101
+    hidden = group + b"\xaa\x06" + bytes([len(image)]) + image + clicks
+    assert len(pb.SegmentRequest.FromString(hidden).clicks) == 100_000
+    with pytest.raises(InvalidPrompt):
+        convert.check_encoded(hidden)
+
+
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\x1a\xff\xff\x03" + bytes(0xFFFF)]))
 def test_any_bytes_are_checked_to_their_end(data: bytes, image: bytes) -> None:
     with contextlib.suppress(InvalidPrompt):

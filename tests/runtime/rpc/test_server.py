@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ from iog.backends.base import Graph
 from iog.backends.fake import FakeBackend
 from iog.bundle import GraphInfo
 from iog.client import _OPTIONS as CLIENT_OPTIONS
-from iog.errors import BackendError
+from iog.errors import BackendError, InvalidPrompt
 from iog.image import Image, ImageLimits
 from iog.predictor import Predictor
 from iog.rpc.calls import Anteroom, Arrival, Gate, Receiving, Watchdog
@@ -789,6 +790,38 @@ def test_a_request_is_let_go_by_those_who_passed_it_on() -> None:
         lambda _: handler, SimpleNamespace(method="/a/B")
     )
     assert wrapped.stream_unary((Request() for _ in range(1)), SimpleNamespace())
+
+
+def test_refused_bytes_are_let_go() -> None:
+    """Even if nobody collects garbage."""
+
+    class Data(bytearray):
+        """Of a request, up to 65 MiB; other than bytes, it can be watched."""
+
+    def refuse(data: bytes) -> None:
+        raise InvalidPrompt("clicks", f"{len(data)} bytes of them")
+
+    def abort(status: object) -> None:
+        raise RuntimeError
+
+    arrival = Arrival(Anteroom("calls", 1, 1.0), 1.0, Gate("calls", 1, 1.0), refuse)
+    handler = grpc.unary_unary_rpc_method_handler(lambda asked, context: asked)
+    wrapped = Receiving({}, arrival, arrival, Watchdog()).intercept_service(
+        lambda _: handler, SimpleNamespace(method="/a/B")
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        data = Data(100)
+        seen = weakref.ref(data)
+        requests = map(wrapped.request_deserializer, [data])
+        del data
+        with pytest.raises(RuntimeError):
+            wrapped.stream_unary(requests, SimpleNamespace(abort_with_status=abort))
+        del requests
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_reflection_lists_the_services_and_can_be_switched_off(start_server: StartServer, connect: Connect) -> None:
