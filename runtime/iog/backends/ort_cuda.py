@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class OrtDeviceBackend(OrtBackend):
 
     def load(self, bundle: Bundle) -> Mapping[str, Graph]:
         """All graphs of a bundle; raises BackendError, OutOfMemory."""
-        graphs, precision = adapted(bundle), bundle.manifest.precision
+        graphs, precision = prepared(bundle), bundle.manifest.precision
         memory = self._memory()
         programs = (
             (name, self._program(name, model, info, memory, precision)) for name, (model, info) in graphs.items()
@@ -58,8 +58,6 @@ class OrtDeviceBackend(OrtBackend):
         return on_device(programs, memory, self._budget)
 
     def _program(self, name: str, model: bytes, info: GraphInfo, memory: Memory, precision: str) -> OrtProgram:
-        if precision == "fp16":
-            model = to_half(model, [t.name for t in (*info.inputs, *info.outputs) if t.dtype == "float32"])
         if not isinstance(memory, CudaMemory):
             return OrtProgram(name, self._session(name, model, [self._provider]), info, "cpu")
 
@@ -98,6 +96,17 @@ class OrtDeviceBackend(OrtBackend):
             profile = (f"{t}:{'x'.join(map(str, ranges[i]))}" for t, ranges in shapes(name, info).items())
             options[f"trt_profile_{which}_shapes"] = ",".join(profile)
         return [(self._provider, options), (PROVIDERS["cuda"], {**cuda, "enable_cuda_graph": "0"})]
+
+
+def prepared(bundle: Bundle) -> dict[str, tuple[bytes, GraphInfo]]:
+    """The bundle's graphs as `adapted` gives them; those of an fp16 bundle compute in halves."""
+    if bundle.manifest.precision == "fp16":  # before they are adapted: the slots of an arena are cast, not all of it
+        halves = {}
+        for name, info in bundle.manifest.graphs.items():
+            floats = [t.name for t in (*info.inputs, *info.outputs) if t.dtype == "float32"]
+            halves[name] = to_half(bundle.graphs[name], floats)
+        bundle = replace(bundle, graphs=halves)
+    return adapted(bundle)
 
 
 @dataclass(slots=True)
