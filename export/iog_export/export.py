@@ -122,7 +122,8 @@ def export_bundle(
     for name, module in modules.items():
         progress(f"comparing graph {name} with torch, tensor by tensor")
         check_graph(plain, backend, name, module, examples[name], LOGIT_TOLERANCE["fp32"])
-    graphs, quantization = _in_precision(plan, plain, exact, all_cases, progress, track)
+    given = plan.calibration.ranging if plan.calibration else all_cases
+    graphs, quantization = _in_precision(plan, plain, exact, given, progress, track)
     bundle = Bundle(out, _manifest(network, plan, graphs, UNPROVED), "0" * 64, {n: g.model for n, g in graphs.items()})
     if plan.storage == "uint8" and plan.calibration:
         check_loss(plain, bundle, plan.calibration, progress, track)
@@ -139,7 +140,6 @@ def export_bundle(
     files: dict[str, bytes] = {}
     if plan.engines:
         progress(f"building {plan.engines.api} engines in {plan.engines.precision}")
-        given = plan.calibration.ranging if plan.calibration else all_cases
         samples = record(plain, given, track) if plan.engines.precision == "int8" else ()
         engines, files = build_engines(plain, plan.engines, samples)
         manifest = manifest.model_copy(update={"engines": (engines,)})
@@ -157,14 +157,13 @@ def _in_precision(
     plan: ExportPlan,
     plain: Bundle,
     exact: Mapping[str, OnnxGraph],
-    all_cases: Sequence[Case],
+    given: DataSet | Sequence[Case],
     progress: Callable[[str], None],
     track: Track,
 ) -> tuple[dict[str, OnnxGraph], Quantization | None]:
-    """The graphs of an fp32 bundle with weights, arithmetic and features as planned."""
+    """The graphs of an fp32 bundle with weights, arithmetic and features as planned. given: to take ranges from."""
     models = {name: onnx.load_from_string(graph.model) for name, graph in exact.items()}
     quantization, last = None, False
-    given = plan.calibration.ranging if plan.calibration else all_cases
     if plan.precision == "int8":
         quantized, quantization = quantize(plain, exact, given, plan.calibration, progress, track)
         models |= quantized

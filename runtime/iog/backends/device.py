@@ -291,7 +291,7 @@ def _sharing(programs: Mapping[str, Program], memory: Memory, budget: int) -> di
     if "network" in programs:
         return {"network": DeviceGraph("network", programs["network"], device)}
     features = programs["encoder"].info.outputs
-    member = sum(Buffer(0, _member(t), t.dtype).nbytes for t in features)
+    member = sum(t.nbytes for t in features)
     # NB: in a single slot, an object that waits for its head would keep all others' encoders out.
     arena = Arena(memory, features, max(2, min(budget // member, _most_slots(features))))
     return {
