@@ -12,7 +12,7 @@ import numpy as np
 
 from iog.arrays import BoolArray, FloatArray
 from iog.crop import Crop
-from iog.mask import Bounds, full_frame, threshold
+from iog.mask import Bounds, Ring, full_frame, threshold, to_rings
 from iog.prompt import Size
 
 
@@ -97,6 +97,11 @@ class Segmentation(Answer):
     def area(self) -> int:
         """Pixels in the mask."""
         return int(np.count_nonzero(self.region))
+
+    @cached_property
+    def rings(self) -> list[Ring]:
+        """The outlines, from the outside in: parts, the holes in them, the parts in those holes, and so on."""
+        return to_rings(self.region, self.bounds)
 
     @cached_property
     def scores(self) -> FloatArray | None:

@@ -40,6 +40,7 @@ from iog.features import FeatureKey, Features, object_bytes
 from iog.guidance import GuidanceSpec
 from iog.image import Image, ImageLimits
 from iog.lane import Lane, Priority
+from iog.mask import from_rings
 from iog.predictor import ENTRY_BYTES, ImageCache, feature_cache
 from iog.segmentation import Segmentation
 
@@ -87,6 +88,7 @@ def test_an_object_is_found_and_clicks_change_it(
             x0, y0, x1, y1 = found.bounds
             np.testing.assert_array_equal(found.mask[y0:y1, x0:x1], found.region)
             assert found.area == found.mask.sum() > 5000
+            np.testing.assert_array_equal(from_rings(found.rings, found.bounds), found.region)
             assert found.model == path.name
             assert found.bundle_digest == Bundle.open(path).digest
             corrected = predictor.segment(photo, prompt.with_click(120, 100, positive=False))

@@ -43,7 +43,7 @@ pem = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="DIR|NAME",
     multiple=True,
     type=click.Path(),
-    help="A bundle or a packaged model; may be repeated. [default: the packaged default]",
+    help="A bundle or a packaged model; may be repeated (in the variable: A:B). [default: the packaged default]",
 )
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", type=click.IntRange(0, 65535), default=50051, help="0 for any that is free.")
