@@ -148,17 +148,23 @@ def _read(path: Path) -> tuple[dict[str, RunLengths], dict[str, str]]:
     names: dict[Any, str] = {}
     photographs: dict[str, RunLengths] = {}
     skipped: dict[str, str] = {}
+    ambiguous: set[Any] = set()
     for index, image in enumerate(document["images"]):
+        where = f"{collection} images[{index}]"
         try:
             name = f"{collection}/{image['file_name']}"
-            photographs.setdefault(name, RunLengths(Size(_whole(image["height"]), _whole(image["width"]))))
-            names[image["id"]] = name
+            size = Size(_whole(image["height"]), _whole(image["width"]))
+            if photographs.setdefault(name, RunLengths(size)).size != size:
+                skipped[where] = f"{name} is {size} here and {photographs[name].size} before"
+            elif (other := names.setdefault(image["id"], name)) != name:
+                skipped[where] = f"{name} has the id of {other}: nobody knows whose its annotations are"
+                ambiguous.add(image["id"])
         except (KeyError, TypeError, BadAnnotation) as e:
-            skipped[f"{collection} images[{index}]"] = f"{_reason(e)}; expected id, file_name, width and height"
+            skipped[where] = f"{_reason(e)}; expected id, file_name, width and height"
     for index, annotation in enumerate(document["annotations"]):
         where = f"{collection} annotations[{index}]"
         try:
-            if annotation["image_id"] not in names:
+            if annotation["image_id"] not in names or annotation["image_id"] in ambiguous:
                 raise BadAnnotation(f"image_id {annotation['image_id']!r} is not among the usable images")
             name = names[annotation["image_id"]]
             where = f"{name} annotation {annotation['id']}"
@@ -215,7 +221,7 @@ def _compressed(segmentation: Any, size: Size) -> bytes:
 def _polygon(values: Any, size: Size) -> list[float]:
     try:
         corners = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         corners = np.empty(0)
     if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2:
         raise BadAnnotation("a polygon that is no list x1, y1, x2, y2, x3, y3 ...")

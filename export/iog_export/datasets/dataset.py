@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+import PIL.Image
 from iog.cores import allowed
 from iog.errors import InvalidImage
 from iog.image import Image
@@ -200,5 +201,6 @@ def _size_of(path: Path) -> Size:
     with opened(path) as picture:
         sideways = False
         with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing
-            sideways = picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+            exif = PIL.Image.Image.getexif(picture)  # PNG's own decodes the picture first
+            sideways = exif.get(EXIF_ORIENTATION) in SIDEWAYS
         return Size(picture.width, picture.height) if sideways else Size(picture.height, picture.width)

@@ -13,7 +13,7 @@ def read_list(path: Path, expected: str) -> list[str]:
     expected: what a name looks like, for messages. Raises DataError.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}; expected a list file with one {expected} per line") from e
     except UnicodeDecodeError as e:

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which the training grants between two steps."""
+"""Ctrl-C and SIGTERM as a wish to stop, which the training grants between two steps; what loaders do of it."""
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +51,12 @@ def deaths_of_children_unheard() -> Iterator[None]:
 
 
 def left_to_the_parent(worker: int) -> None:
-    """In a process that prepares batches: the terminal's Ctrl-C reaches it too, and the parent decides what follows."""
+    """In a process that prepares batches: the terminal's Ctrl-C reaches it too, and the parent decides what follows.
+
+    What it says goes straight to stderr: a thread that redrew the progress bar when this process was forked off holds
+    the locks of all that writes through that, here for ever.
+    """
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[logging.StreamHandler()], force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -137,7 +137,8 @@ class Trainer:
         try:
             self.network.load_state_dict(snapshot.resume["network"])
             self.optimizer.load_state_dict(snapshot.resume["optimizer"])
-            self.scaler.load_state_dict(snapshot.resume.get("scaler", {}))
+            if state := snapshot.resume.get("scaler"):  # of float16; a training may go on in other arithmetic
+                self.scaler.load_state_dict(state)
             self.averaged.load_state_dict(snapshot.weights)
             self.seconds, self.steps, self.passes = (snapshot.resume[k] for k in ("seconds", "steps", "passes"))
             self._settled = bool(snapshot.resume.get("settled", False))

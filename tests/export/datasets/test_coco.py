@@ -102,6 +102,21 @@ def test_photographs_without_annotations_are_left_out(write_coco):
     assert data.skipped == {}
 
 
+def test_annotations_of_an_id_that_two_photographs_have_are_left_out(write_coco):
+    root = write_coco(GOOD, {"id": 2, "image_id": 2, "segmentation": [polygon(*BOX)]})
+    document = json.loads((root / "instances_val.json").read_text())
+    first = document["images"][0]
+    document["images"] += [first, {**first, "file_name": "3.png"}, {**first, "height": 61}]
+    (root / "instances_val.json").write_text(json.dumps(document))
+    data = opened(root)
+    assert [item.name for item in data.items] == ["val/2.png"]
+    assert data.skipped == {
+        "val images[3]": "val/3.png has the id of val/1.png: nobody knows whose its annotations are",
+        "val images[4]": "val/1.png is 80x61 here and 80x60 before",
+        "val annotations[0]": "image_id 1 is not among the usable images",
+    }
+
+
 def test_small_objects_are_left_out(write_coco):
     root = write_coco({"id": 1, "segmentation": [polygon(*BOX)]}, {"id": 2, "segmentation": [polygon(0, 0, 9, 9)]})
     assert [item.id for item in opened(root, min_area=82).items] == [1]
@@ -116,6 +131,7 @@ GOOD = {"id": 1, "segmentation": [polygon(*BOX)]}
         ({"segmentation": [[1, 2, 3, 4]]}, "no list x1, y1"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "no list x1, y1"),
         ({"segmentation": [["a"] * 6]}, "no list x1, y1"),
+        ({"segmentation": [[10**400] * 6]}, "no list x1, y1"),
         ({"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]}, "far outside the image of 80x60"),
         ({"segmentation": [[0, 0, float("nan"), 0, 9, 9]]}, "far outside"),
         ({"segmentation": [[5, 5, 5, 5, 5, 5]]}, "no pixels"),

@@ -5,9 +5,12 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
-from iog.image import DEFAULT_LIMITS
+from iog.image import DEFAULT_LIMITS, Image
+from iog.prompt import Size
 from iog_export.datasets import DataError, DataSet
+from iog_export.datasets.dataset import _size_of
 from iog_export.datasets.folders import Folders
 
 
@@ -147,3 +150,13 @@ def test_images_lying_on_their_side_are_turned_upright(shapes):
     data = DataSet.open(Folders(root, names))
     assert data.skipped == {}
     assert data[0].photograph.pixels.shape == (96, 128, 3)
+
+
+def test_the_size_of_a_png_comes_from_its_header_also_if_it_lies_on_its_side(tmp_path, monkeypatch):
+    picture = PIL.Image.new("RGB", (96, 128))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "0.png", exif=exif)
+    upright = Image.read(tmp_path / "0.png").size
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", lambda picture: pytest.fail("it is decoded"))
+    assert _size_of(tmp_path / "0.png") == upright == Size(96, 128)

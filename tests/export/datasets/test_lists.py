@@ -9,6 +9,12 @@ def test_blank_lines_comments_and_repetitions_are_left_out(tmp_path):
     assert read_list(path, "<set>/NAME") == ["shapes/0", "shapes/1"]
 
 
+def test_a_byte_order_mark_belongs_to_no_name(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("shapes/0\nshapes/1\n", encoding="utf-8-sig")
+    assert read_list(path, "<set>/NAME") == ["shapes/0", "shapes/1"]
+
+
 @pytest.mark.parametrize("content", [None, b"\n", b"\xff\xfe\x00"])
 def test_missing_empty_and_other_files_are_an_error(tmp_path, content):
     path = tmp_path / "train.txt"

@@ -77,13 +77,22 @@ def test_wrong_options_are_refused_with_a_reason(folder, tmp_path, options, expe
     assert expected in " ".join(result.output.replace("│", " ").split())
 
 
-@pytest.mark.parametrize(("held", "advice"), [("last.pt", "--resume"), ("final.pt", "--init")])
-def test_a_started_or_finished_run_is_not_overwritten(folder, tmp_path, held, advice):
+@pytest.mark.parametrize(
+    ("held", "option", "advice"),
+    [
+        (["last.pt"], [], "pass --resume"),
+        (["final.pt"], [], "with --init"),
+        (["last.pt", "final.pt"], [], "with --init"),
+        (["last.pt", "final.pt"], ["--resume"], "with --init"),
+    ],
+)
+def test_a_started_or_finished_run_is_not_overwritten(folder, tmp_path, held, option, advice):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / held).write_bytes(b"")
-    result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), "--minutes", "1"])
+    for name in held:
+        (tmp_path / "run" / name).write_bytes(b"")
+    result = CliRunner().invoke(train, [str(folder), "--out", str(tmp_path / "run"), "--minutes", "1", *option])
     assert result.exit_code == 2
-    assert advice in result.output
+    assert advice in " ".join(result.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("moment", ["while the norms are measured", "while it evaluates"])
