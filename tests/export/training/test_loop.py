@@ -241,7 +241,8 @@ def test_gradients_in_half_precision_are_scaled_and_an_overflow_skips_the_step(p
     assert again.scaler.state_dict() == trainer.scaler.state_dict()
     other = Trainer(plan, tmp_path, Machine(arithmetic=torch.bfloat16)).resumed(tmp_path / "last.pt")
     other.snapshot().write(tmp_path / "last.pt")
-    assert Trainer(plan, tmp_path, Machine(arithmetic=torch.float16)).resumed(tmp_path / "last.pt").steps == trainer.steps
+    again = Trainer(plan, tmp_path, Machine(arithmetic=torch.float16)).resumed(tmp_path / "last.pt")
+    assert again.steps == trainer.steps
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_many_end_the_training(plan, shapes_data, geometry, tmp_path):
