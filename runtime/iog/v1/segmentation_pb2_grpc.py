@@ -66,7 +66,8 @@ class SegmentationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Segment(self, request, context):
-        """Computes the mask of one object. Idempotent: the mask is a function of the request alone.
+        """Computes the mask of one object. Idempotent: the mask is a function of the request alone, on one kind of engine and
+        processor; on another one, single pixels of its outline may differ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
