@@ -57,7 +57,7 @@ def prompt_of(request: Mapping[str, Any]) -> iog.Prompt:
         positive = [iog.Point(x, y) for x, y in request.get("pos_points") or []]
         negative = [iog.Point(x, y) for x, y in request.get("neg_points") or []]
         corners = [iog.Point(x, y) for x, y in request.get("obj_bbox") or []]
-    except (TypeError, ValueError, AttributeError) as e:
+    except (TypeError, ValueError) as e:
         raise InvalidPrompt("points", f"are no lists of [x, y]: {e}") from e
     if not corners:
         corners, positive = positive[:2], positive[2:]

@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,23 @@ def predictor() -> Iterator[iog.Predictor]:
         yield predictor
 
 
-@pytest.fixture(scope="module")
-def address(predictor: iog.Predictor) -> Iterator[str]:
-    with (
-        Server([predictor], ServerConfig(port=0)) as server,
-        iog.Client(server.address) as client,
-        cvat.Interactor(("127.0.0.1", 0), client) as bridge,
-    ):
+@contextmanager
+def bridged(server: str) -> Iterator[str]:
+    """The bridge's address."""
+    with iog.Client(server) as client, cvat.Interactor(("127.0.0.1", 0), client) as bridge:
         thread = threading.Thread(target=bridge.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{bridge.server_port}"
-        bridge.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{bridge.server_port}"
+        finally:
+            bridge.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(predictor: iog.Predictor) -> Iterator[str]:
+    with Server([predictor], ServerConfig(port=0)) as server, bridged(server.address) as address:
+        yield address
 
 
 @pytest.fixture
@@ -145,16 +151,8 @@ def test_other_functions_and_paths_are_unknown(call: Callable[..., tuple[int, An
 
 def test_a_server_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cvat, "TIMEOUT_S", 0.5)
-    with iog.Client("127.0.0.1:1") as client, cvat.Interactor(("127.0.0.1", 0), client) as bridge:
-        thread = threading.Thread(target=bridge.serve_forever)
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{bridge.server_port}/api/function_invocations"
-            body = json.dumps({"image": IMAGE, "obj_bbox": BOX, "pos_points": [[175, 320]]}).encode()
-            with pytest.raises(urllib.error.HTTPError) as e:
-                urllib.request.urlopen(url, body, timeout=30)
-            with e.value:
-                assert e.value.code in (503, 504)
-        finally:
-            bridge.shutdown()
-            thread.join()
+    body = json.dumps({"image": IMAGE, "obj_bbox": BOX, "pos_points": [[175, 320]]}).encode()
+    with bridged("127.0.0.1:1") as address, pytest.raises(urllib.error.HTTPError) as e:
+        urllib.request.urlopen(f"{address}/api/function_invocations", body, timeout=30)
+    with e.value:
+        assert e.value.code in (503, 504)

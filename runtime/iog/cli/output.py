@@ -49,9 +49,7 @@ def encoded(result: Segmentation, form: str) -> bytes:
         document["counts"] = mask.to_rle(result.region, bounds, size).decode("ascii")
     else:
         document["bounds"] = bounds._asdict()
-        document["rings"] = [
-            {"points": ring.points.tolist(), "hole": ring.hole} for ring in mask.to_rings(result.region, bounds)
-        ]
+        document["rings"] = [{"points": ring.points.tolist(), "hole": ring.hole} for ring in result.rings]
     return json.dumps(document).encode() + b"\n"
 
 

@@ -187,9 +187,10 @@ def response_of(result: Segmentation, encoding: MaskEncoding) -> pb.SegmentRespo
         counts = mask.to_rle(result.region, result.bounds, result.image_size)
         response.coco_rle.CopyFrom(pb.CocoRle(counts=counts.decode("ascii"), size=size_of(result.image_size)))
     elif encoding is MaskEncoding.POLYGONS:
-        rings = mask.to_rings(result.region, result.bounds)
         response.polygons.CopyFrom(
-            pb.Polygons(rings=[pb.Ring(coordinates=ring.points.ravel().tolist(), hole=ring.hole) for ring in rings])
+            pb.Polygons(
+                rings=[pb.Ring(coordinates=ring.points.ravel().tolist(), hole=ring.hole) for ring in result.rings]
+            )
         )
     else:
         raise ValueError(f"a response with a mask as {encoding.name}; see response_without_mask")
